@@ -1,0 +1,43 @@
+"""The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
+
+from cache.info import describe
+from cache.layout import is_cache
+from cache.reader import TeacherCache, open_cache
+from cache.schema import (
+    ABSENT,
+    FORMAT_VERSION,
+    VIEW_COLUMNS,
+    CacheError,
+    DamagedError,
+    Field,
+    FieldError,
+    IdentityMismatch,
+    RowError,
+    Status,
+    fingerprint,
+    identity_differences,
+)
+from cache.writer import CacheWriter, PendingChunk, create_cache, open_writer
+
+__all__ = [
+    "ABSENT",
+    "FORMAT_VERSION",
+    "VIEW_COLUMNS",
+    "CacheError",
+    "CacheWriter",
+    "DamagedError",
+    "Field",
+    "FieldError",
+    "IdentityMismatch",
+    "PendingChunk",
+    "RowError",
+    "Status",
+    "TeacherCache",
+    "create_cache",
+    "describe",
+    "fingerprint",
+    "identity_differences",
+    "is_cache",
+    "open_cache",
+    "open_writer",
+]

@@ -1,0 +1,231 @@
+"""The making of an empty cache: built beside its place, then renamed into it."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from cache.layout import ATTRIBUTE, COMMITS, PROJECTION, SAMPLES, is_cache, read_layout, sync
+from cache.lock import CacheLock
+from cache.schema import (
+    FORMAT_VERSION,
+    OWN_FIELDS,
+    STATUS_FIELD,
+    VIEW_COLUMNS,
+    VIEWS_FIELD,
+    CacheError,
+    Field,
+    Status,
+    canonical_json,
+    check_field_name,
+    check_samples,
+    fingerprint,
+)
+
+_ARRAY_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    STATUS_FIELD.name: {
+        # As the CF conventions spell it: xarray's users know these two.
+        "flag_values": [int(status) for status in Status],
+        "flag_meanings": " ".join(status.label for status in Status),
+    },
+    VIEWS_FIELD.name: {"columns": list(VIEW_COLUMNS)},
+}
+
+
+def make_cache(
+    path: Path,
+    *,
+    identity: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    samples: pa.Table,
+    fields: Sequence[Field],
+    views: int,
+    chunk_samples: int,
+    projection: Mapping[str, NDArray[np.float32]],
+) -> CacheLock:
+    """Make an empty cache, and hold its lock; see `cache.create_cache`."""
+    every = (*OWN_FIELDS, *fields)
+    _check_arguments(identity, provenance, samples, every, views, chunk_samples, projection)
+    _check_place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_unfinished(path)
+    workplace = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.making"
+    workplace.mkdir()
+    lock = CacheLock(workplace)
+    try:
+        root = zarr.create_group(
+            workplace,
+            zarr_format=3,
+            attributes={ATTRIBUTE: _root_attributes(identity, provenance, every)},
+        )
+        for field in every:
+            _create_field(root, field, len(samples), views, chunk_samples)
+        _write_projection(root.create_group(PROJECTION), projection)
+        pq.write_table(samples, workplace / SAMPLES, write_page_checksum=True)
+        (workplace / COMMITS).mkdir()
+        read_layout(workplace)
+        sync([workplace, *workplace.rglob("*")])
+        _rename(workplace, path)
+    except BaseException:
+        lock.release()
+        shutil.rmtree(workplace, ignore_errors=True)
+        raise
+    lock.move(path)
+    sync([path.parent])
+    return lock
+
+
+def _check_arguments(
+    identity: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    samples: pa.Table,
+    fields: Sequence[Field],
+    views: int,
+    chunk_samples: int,
+    projection: Mapping[str, NDArray[np.float32]],
+) -> None:
+    if identity.get("format_version") != FORMAT_VERSION:
+        raise CacheError(
+            f"identity['format_version'] is {identity.get('format_version')!r}, expected "
+            f"{FORMAT_VERSION}: the version is part of the identity"
+        )
+    canonical_json(identity)
+    canonical_json(provenance)
+    check_samples(samples)
+    for name, number in (("views", views), ("chunk_samples", chunk_samples)):
+        if number < 1:
+            raise CacheError(f"{name} is {number}, expected at least 1")
+    _check_names(fields)
+    _check_dimensions(fields)
+    for name, array in projection.items():
+        check_field_name(name)
+        if "/" in name or array.dtype != np.float32 or 0 in array.shape:
+            raise CacheError(
+                f"projection {name!r} is {array.dtype} of shape {array.shape}, expected float32 "
+                "with at least one value, and a name without '/'"
+            )
+
+
+def _check_names(fields: Sequence[Field]) -> None:
+    names = [field.name for field in fields]
+    own = ", ".join(field.name for field in OWN_FIELDS)
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise CacheError(f"field {name!r} is given twice (the cache adds {own} by itself)")
+        for other in names:
+            if name.startswith(f"{other}/"):
+                raise CacheError(f"field {name!r} would lie inside field {other!r}: rename one")
+
+
+def _check_dimensions(fields: Sequence[Field]) -> None:
+    """Within one group a dimension has one size, or xarray would not open the group."""
+    sizes: dict[tuple[str, str], tuple[int, str]] = {}
+    for field in fields:
+        group = field.name.rpartition("/")[0]
+        for dim, size in zip(field.dims, field.shape, strict=True):
+            other_size, other = sizes.setdefault((group, dim), (size, field.name))
+            if size != other_size:
+                raise CacheError(
+                    f"dimension {dim!r} has {size} values in field {field.name!r} and "
+                    f"{other_size} in {other!r} of the same group, which xarray refuses: name "
+                    f"them apart, as '{dim}_{field.name.rpartition('/')[2]}'"
+                )
+
+
+def _check_place(path: Path) -> None:
+    if is_cache(path):
+        raise CacheError(
+            f"{path} already holds a cache; run extract on it to go on with it, give another "
+            "--out, or --replace to throw it away"
+        )
+    if path.is_dir() and any(path.iterdir()):
+        raise CacheError(f"{path} is a folder with other files and no cache; give another --out")
+    if path.exists() and not path.is_dir():
+        raise CacheError(f"{path} is a file; a cache is a folder: give another --out")
+
+
+def _rename(workplace: Path, path: Path) -> None:
+    try:
+        workplace.rename(path)  # takes the place of an empty folder too, of nothing else
+    except OSError as error:
+        raise CacheError(f"{path} appeared while the cache was being made: {error}") from error
+
+
+def _sweep_unfinished(path: Path) -> None:
+    """Remove what killed processes left of caches that were to stand here."""
+    for leftover in path.parent.glob(f".{path.name}.*.making"):
+        try:
+            lock = CacheLock(leftover)
+        except CacheError:  # it is being made right now
+            continue
+        shutil.rmtree(leftover, ignore_errors=True)
+        lock.release()
+
+
+def _root_attributes(
+    identity: Mapping[str, Any], provenance: Mapping[str, Any], fields: Sequence[Field]
+) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint(identity),
+        "identity": dict(identity),
+        "provenance": dict(provenance),
+        "fields": [field.name for field in fields],
+    }
+
+
+def _create_field(
+    root: zarr.Group, field: Field, num_samples: int, views: int, chunk_samples: int
+) -> None:
+    root.create_array(
+        field.name,
+        shape=(num_samples, views, *field.shape),
+        chunks=(chunk_samples, 1, *field.shape),
+        dtype=field.dtype,
+        fill_value=field.fill,
+        dimension_names=("sample", "view", *field.dims),
+        attributes=_ARRAY_ATTRIBUTES.get(field.name, {}),
+        **_storage(),
+    )
+
+
+def _write_projection(group: zarr.Group, projection: Mapping[str, NDArray[np.float32]]) -> None:
+    for name, values in projection.items():
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype="float32",
+            fill_value=float("nan"),
+            dimension_names=[f"{name}_{axis}" for axis in range(values.ndim)],
+            **_storage(),
+        )
+        array[...] = values
+
+
+def _storage() -> dict[str, Any]:
+    """One file per chunk, all in the array's own folder: the raw values and their crc32c."""
+    return {
+        "filters": None,
+        "serializer": BytesCodec(endian="little"),
+        "compressors": [Crc32cCodec()],
+        "chunk_key_encoding": {"name": "default", "separator": "."},
+        "config": {"write_empty_chunks": True},
+    }
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove half-written files that a killed process left in a folder (zarr's and ours)."""
+    for path in list(folder.iterdir()):
+        if path.name.endswith((".partial", ".tmp")) and not path.is_dir():
+            path.unlink()

@@ -1,0 +1,61 @@
+"""What a cache tells about itself, for `dualkd-cache info` and for reports."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from cache.commits import count_statuses
+from cache.reader import open_cache
+from cache.schema import FORMAT_VERSION, Status
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a cache in plain JSON.
+
+    Returns:
+        `path`, `format_version`, `fingerprint`; `dataset` and `teachers` as the identity has them;
+        `samples`, `samples_by_split`, `views`, `chunk_samples`; `fields` (name → dims, shape,
+        dtype, row_bytes, bytes); `row_bytes` and `bytes` of all fields; `coverage` in [0, 1];
+        `rows` by status and `failures` by kind; `errors` (sample id → reason);
+        `identity`, `provenance`.
+
+    Raises:
+        CacheError: there is no cache, or it is damaged.
+    """
+    cache = open_cache(path)
+    stored = cache.bytes_by_field()
+    rows = count_statuses(cache.status)
+    failures = (Status.UNREADABLE_VIDEO.label, Status.NON_FINITE_OUTPUT.label)
+    return {
+        "path": str(cache.path),
+        "format_version": FORMAT_VERSION,
+        "fingerprint": cache.fingerprint,
+        "dataset": cache.identity.get("dataset"),
+        "teachers": cache.identity.get("teachers"),
+        "samples": cache.num_samples,
+        "samples_by_split": {
+            str(row["values"]): row["counts"]
+            for row in cache.samples["split"].value_counts().to_pylist()
+        },
+        "views": cache.num_views,
+        "chunk_samples": cache.chunk_samples,
+        "fields": {
+            name: {
+                "dims": ["sample", "view", *field.dims],
+                "shape": [cache.num_samples, cache.num_views, *field.shape],
+                "dtype": field.dtype,
+                "row_bytes": field.row_bytes,
+                "bytes": stored[name],
+            }
+            for name, field in cache.fields.items()
+        },
+        "row_bytes": sum(field.row_bytes for field in cache.fields.values()),
+        "bytes": sum(stored.values()),
+        "coverage": cache.coverage,
+        "rows": rows,
+        "failures": {kind: rows[kind] for kind in failures},
+        "errors": cache.failures,
+        "identity": cache.identity,
+        "provenance": cache.provenance,
+    }

@@ -1,0 +1,300 @@
+"""What a cache is made of: statuses, fields, the fingerprint of its identity, its errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+
+VIEW_COLUMNS = ("centre_sec", "x0", "y0", "x1", "y1", "flip")
+
+# Of the samples table; and one column of class indices per head.
+SAMPLE_COLUMNS = ("sample_id", "path", "split", "start_sec", "stop_sec")
+LABEL_PREFIX = "label_"
+
+DTYPES = (
+    *("float16", "float32", "float64"),
+    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+)
+
+# One segment of a field's name becomes one folder: no "..", no "/" at an end, nothing hidden.
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_RESERVED = ("commits", "projection")
+_MAX_SEGMENTS = 4
+_MAX_DIMENSIONS = 8
+
+_SHOWN_DIFFERENCES = 20
+_SHOWN_CHARACTERS = 80
+
+
+class CacheError(Exception):
+    """Something is wrong with a cache or with what was asked of it; the message says what."""
+
+    # Not KeyError's: a message must not come out as the repr of a string.
+    __str__ = Exception.__str__
+
+
+class RowError(CacheError, IndexError):
+    """A row was asked for that the cache has no place for, or that nobody has made yet."""
+
+
+class FieldError(CacheError, KeyError):
+    """A field was asked for that the cache does not have."""
+
+
+class DamagedError(CacheError):
+    """A file of the cache is missing, has another size or other bytes than were committed."""
+
+
+class IdentityMismatch(CacheError):  # noqa: N818  (it reads as a noun)
+    """The cache was made from other inputs than those at hand.
+
+    Attributes:
+        differences: (dotted field, the cache's value, the wanted value), see
+            `identity_differences`.
+    """
+
+    def __init__(self, path: Path, differences: Sequence[tuple[str, Any, Any]]) -> None:
+        """Write the message: every field that differs, both values, the way out."""
+        self.path = path
+        self.differences = list(differences)
+        lines = [f"{path} was made from other inputs; these differ:"]
+        for field, cached, wanted in self.differences[:_SHOWN_DIFFERENCES]:
+            lines.append(f"  {field}: cache {_shown(cached)}, wanted {_shown(wanted)}")
+        hidden = len(self.differences) - _SHOWN_DIFFERENCES
+        if hidden > 0:
+            lines.append(f"  … and {hidden} more")
+        lines.append("Give another --out, or --replace to throw this cache away.")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type, tuple[Path, list[tuple[str, Any, Any]]]]:
+        """Travel between processes (the default would pass the message as the path)."""
+        return type(self), (self.path, self.differences)
+
+
+class Status(IntEnum):
+    """What became of one row; the values of the array `status`."""
+
+    MISSING = 0
+    VALID = 1
+    UNREADABLE_VIDEO = 2
+    NON_FINITE_OUTPUT = 3
+
+    @property
+    def label(self) -> str:
+        """The name in commits, in `info --json` and in the array's `flag_meanings`."""
+        return self.name.lower()
+
+
+class _Absent:
+    """Stands in a difference for a value that one side does not have."""
+
+    def __repr__(self) -> str:
+        return "(absent)"
+
+    def __reduce__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT = _Absent()
+
+
+def check_field_name(name: str) -> None:
+    """Allow only names that are plain relative paths inside the cache.
+
+    Raises:
+        CacheError: the name could lead elsewhere, or to a place that is taken.
+    """
+    segments = name.split("/") if isinstance(name, str) else []
+    plain = 0 < len(segments) <= _MAX_SEGMENTS and all(map(_SEGMENT.fullmatch, segments))
+    if not plain or segments[0] in _RESERVED or "zarr.json" in segments:
+        raise CacheError(
+            f"{name!r} cannot name a field: 1 to {_MAX_SEGMENTS} parts of letters, digits, "
+            f"'_', '-', '.', joined by '/', and not under {' or '.join(_RESERVED)}"
+        )
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of the cache, described without the sample and view axes.
+
+    Attributes:
+        name: path in the zarr group, as `vit/logits/action`.
+        dims: names of the axes after sample and view.
+        shape: their sizes.
+        dtype: one of `DTYPES`.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        """Refuse what could not stand in a cache.
+
+        Raises:
+            CacheError: the name, a size, a dimension or the dtype is not allowed.
+        """
+        object.__setattr__(self, "dims", tuple(self.dims))
+        object.__setattr__(self, "shape", tuple(self.shape))
+        check_field_name(self.name)
+        if self.dtype not in DTYPES:
+            raise CacheError(
+                f"field {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}"
+            )
+        named = all(isinstance(dim, str) and dim for dim in self.dims)
+        if not named or len(self.dims) != len(self.shape) or len(self.shape) > _MAX_DIMENSIONS:
+            raise CacheError(
+                f"field {self.name!r}: dims {self.dims} must name each axis of shape {self.shape}, "
+                f"at most {_MAX_DIMENSIONS}"
+            )
+        if len({"sample", "view", *self.dims}) != len(self.dims) + 2:
+            raise CacheError(f"field {self.name!r}: dims {self.dims} repeat a name or an outer one")
+        if any(type(size) is not int or size < 1 for size in self.shape):
+            raise CacheError(f"field {self.name!r}: shape {self.shape} must be whole numbers ≥ 1")
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype as it lies in the files: little-endian on every machine."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are floating point."""
+        return self.dtype.startswith("float")
+
+    @property
+    def fill(self) -> float | int:
+        """The value of rows that do not exist: NaN for floats, 0 for integers."""
+        return math.nan if self.is_float else 0
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * self.numpy_dtype.itemsize
+
+
+# These three stand in every cache; `create_cache` adds them to the fields it is given.
+STATUS_FIELD = Field("status", (), (), "uint8")
+DIGEST_FIELD = Field("input_digest", (), (), "uint64")
+VIEWS_FIELD = Field("views", ("view_column",), (len(VIEW_COLUMNS),), "float64")
+OWN_FIELDS = (STATUS_FIELD, DIGEST_FIELD, VIEWS_FIELD)
+
+
+def canonical_json(value: object) -> bytes:
+    """The one spelling of a value: sorted keys, no spaces, no NaN, UTF-8.
+
+    Raises:
+        CacheError: the value is not plain JSON.
+    """
+    try:
+        # Twice, because keys that are numbers become strings and sort differently as such.
+        plain = json.loads(json.dumps(value, allow_nan=False))
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CacheError(f"not plain JSON (no NaN, no objects, no cycles): {error}") from error
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """The sha256, in hex, of an identity's canonical JSON.
+
+    Raises:
+        CacheError: the identity is not plain JSON.
+    """
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def identity_differences(
+    cache: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """List what differs between two identities; empty exactly where the fingerprints agree.
+
+    Returns:
+        (dotted field, the cache's value, the wanted value) in the order of the fields' names;
+        `ABSENT` stands for what one side does not have. Lists of one length are compared value by
+        value, others as a whole.
+
+    Raises:
+        CacheError: an identity is not plain JSON.
+    """
+    plain = [json.loads(canonical_json(identity)) for identity in (cache, wanted)]
+    return list(_differences((), *plain))
+
+
+def check_identity(path: Path, cache: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with a cache that was made from other inputs.
+
+    Raises:
+        IdentityMismatch: naming `path` and each field that differs.
+    """
+    differences = identity_differences(cache, wanted)
+    if differences:
+        raise IdentityMismatch(path, differences)
+
+
+def check_samples(samples: pa.Table) -> None:
+    """Check the samples table as far as the cache itself relies on it.
+
+    Raises:
+        CacheError: a column is missing, the table is empty, or ids are absent or repeated.
+    """
+    columns = samples.column_names
+    missing = [name for name in SAMPLE_COLUMNS if name not in columns]
+    if not any(name.startswith(LABEL_PREFIX) for name in columns):
+        missing.append(f"{LABEL_PREFIX}<head>")
+    if missing:
+        raise CacheError(
+            f"the samples table lacks {', '.join(missing)}; "
+            f"it has {', '.join(columns) or 'no columns'}"
+        )
+    ids = samples["sample_id"]
+    if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        raise CacheError(f"the samples table's sample_id is {ids.type}, needed is string")
+    if len(ids) == 0:
+        raise CacheError("the samples table is empty: there is nothing to cache")
+    if ids.null_count:
+        raise CacheError(f"the samples table has {ids.null_count} rows without sample_id")
+    if len(ids.unique()) != len(ids):
+        repeated = next(row for row in ids.value_counts().to_pylist() if row["counts"] > 1)
+        raise CacheError(
+            f"sample_id {repeated['values']!r} has {repeated['counts']} rows in the samples table"
+        )
+
+
+def _differences(
+    key: tuple[str, ...], cached: object, wanted: object
+) -> Iterator[tuple[str, object, object]]:
+    if isinstance(cached, dict) and isinstance(wanted, dict):
+        for name in sorted(cached.keys() | wanted.keys()):
+            values = (cached.get(name, ABSENT), wanted.get(name, ABSENT))
+            yield from _differences((*key, name), *values)
+    elif isinstance(cached, list) and isinstance(wanted, list) and len(cached) == len(wanted):
+        for index, values in enumerate(zip(cached, wanted, strict=True)):
+            yield from _differences((*key, str(index)), *values)
+    # By spelling: 1, 1.0 and true are equal to Python but not to the fingerprint.
+    elif ABSENT in (cached, wanted) or canonical_json(cached) != canonical_json(wanted):
+        yield ".".join(key), cached, wanted
+
+
+def _shown(value: object) -> str:
+    if value is ABSENT:
+        return repr(value)
+    text = canonical_json(value).decode()
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    count = f" ({len(value)} values)" if isinstance(value, (list, dict)) else ""
+    return f"{text[:_SHOWN_CHARACTERS]}…{count}"

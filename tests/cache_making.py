@@ -1,0 +1,130 @@
+"""Small caches for the tests of `cache`: known values, made by formula."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cache import CacheWriter, Field, Status, create_cache
+from cache.layout import LOCK
+from cache.schema import OWN_FIELDS
+
+IDENTITY = {
+    "format_version": 1,
+    "dataset": {"name": "tiny", "labels": {"action": ["bow", "clap", "wave"]}},
+    "views": {"rule": "random", "seed": 7},
+    "teachers": {"vit": {"model": "mvit", "sha256": "aa"}, "cnn": {"model": "x3d", "sha256": "bb"}},
+}
+
+FIELDS = (
+    Field("vit/logits/action", ("class",), (3,), "float16"),
+    Field("vit/pooled", ("channel",), (5,), "float16"),
+    Field("residual", ("channel", "time", "height", "width"), (2, 2, 1, 3), "float16"),
+)
+
+PROJECTION = {
+    "vit_weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "scale": np.array(0.5, np.float32),
+}
+
+
+def samples_table(count: int) -> pa.Table:
+    """A samples table whose parquet metadata say something too."""
+    return pa.table(
+        {
+            "sample_id": pa.array([f"id-{row}" for row in range(count)], pa.string()),
+            "path": [f"videos/#{row}.mp4" for row in range(count)],
+            "split": ["test" if row % 3 == 2 else "train" for row in range(count)],
+            "start_sec": np.zeros(count),
+            "stop_sec": pa.array([None] * count, pa.float64()),
+            "label_action": np.arange(count, dtype=np.int32) % 3,
+        }
+    ).replace_schema_metadata({"dataset": "tiny"})
+
+
+def make_cache(
+    path: Path, *, count: int = 10, views: int = 2, chunk_samples: int = 4, **changes: object
+) -> CacheWriter:
+    """Make an empty cache of `count` samples; other arguments of `create_cache` by name."""
+    arguments: dict[str, Any] = {
+        "identity": IDENTITY,
+        "provenance": {"command": "pytest"},
+        "samples": samples_table(count),
+        "fields": FIELDS,
+        "views": views,
+        "chunk_samples": chunk_samples,
+        "projection": PROJECTION,
+    }
+    return create_cache(path, **(arguments | changes))
+
+
+def expected_rows(
+    samples: NDArray[Any], views: NDArray[Any], fields: tuple[Field, ...] = FIELDS
+) -> dict[str, NDArray[Any]]:
+    """The rows of any (sample, view) pairs: each value tells where it belongs.
+
+    Args:
+        samples: (n,) indices.
+        views: (n,) indices.
+        fields: all but those that every cache has.
+
+    Returns:
+        field → (n, ...). Sample 5 of view 0 is unreadable, sample 6 of view 1 gave no finite
+        output.
+    """
+    row = samples * 10 + views
+    status = np.full(row.shape, Status.VALID, np.uint8)
+    status[(samples == 5) & (views == 0)] = Status.UNREADABLE_VIDEO
+    status[(samples == 6) & (views == 1)] = Status.NON_FINITE_OUTPUT
+    arrays: dict[str, NDArray[Any]] = {}
+    for field in fields:
+        inner = np.arange(np.prod(field.shape)).reshape(field.shape)
+        values = (row.reshape(-1, *(1,) * inner.ndim) + inner / 16).astype(field.dtype)
+        values[status != Status.VALID] = field.fill
+        arrays[field.name] = values
+    arrays["status"] = status
+    arrays["input_digest"] = row.astype(np.uint64) + np.uint64(2**63)
+    box = np.array([0.0, 0.25, 0.0, 1.0, 0.75, 0.0])
+    arrays["views"] = box + (row.reshape(-1, 1) / 10) * np.array([1.0, 0, 0, 0, 0, 0])
+    return arrays
+
+
+def chunk_arrays(
+    writer: CacheWriter, chunk: int, views: tuple[int, ...]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of one chunk, as `write_chunk` takes them: (samples, views, ...)."""
+    fields = tuple(field for field in writer.layout.fields.values() if field not in OWN_FIELDS)
+    samples = np.asarray(writer.sample_range(chunk))
+    grid = np.meshgrid(samples, views, indexing="ij")
+    rows = expected_rows(grid[0].ravel(), grid[1].ravel(), fields)
+    return {
+        name: values.reshape(len(samples), len(views), *values.shape[1:])
+        for name, values in rows.items()
+    }
+
+
+def fill_cache(writer: CacheWriter) -> None:
+    """Write everything that is pending."""
+    for work in writer.pending():
+        arrays = chunk_arrays(writer, work.chunk, work.views)
+        writer.write_chunk(work.chunk, arrays, views=work.views)
+
+
+def full_cache(path: Path, **arguments: int | tuple[Field, ...]) -> Path:
+    """Make a cache, fill it and close it."""
+    with make_cache(path, **arguments) as writer:
+        fill_cache(writer)
+    return path
+
+
+def contents(path: Path, *, commits: bool = False) -> dict[str, bytes]:
+    """Every file's bytes; commits hold times and process numbers, so not by default."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != LOCK and (commits or file.parent.name != "commits")
+    }
