@@ -1,0 +1,1 @@
+"""The domain: samples, views, video, models, the distillation method and its metrics."""
