@@ -1,5 +1,6 @@
 """The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
 
+from cache.create import check_place
 from cache.info import describe
 from cache.layout import is_cache
 from cache.reader import TeacherCache, open_cache
@@ -33,6 +34,7 @@ __all__ = [
     "RowError",
     "Status",
     "TeacherCache",
+    "check_place",
     "create_cache",
     "describe",
     "fingerprint",

@@ -56,7 +56,7 @@ def make_cache(
     """Make an empty cache, and hold its lock; see `cache.create_cache`."""
     every = (*OWN_FIELDS, *fields)
     _check_arguments(identity, provenance, samples, every, views, chunk_samples, projection)
-    _check_place(path)
+    check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_unfinished(path)
     workplace = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.making"
@@ -142,11 +142,16 @@ def _check_dimensions(fields: Sequence[Field]) -> None:
                 )
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """Check that a cache can be made at `path`.
+
+    Raises:
+        CacheError: a cache, a file, or a folder with other things stands there.
+    """
     if is_cache(path):
         raise CacheError(
             f"{path} already holds a cache; run extract on it to go on with it, give another "
-            "--out, or --replace to throw it away"
+            "--out, or --replace to move it aside"
         )
     if path.is_dir() and any(path.iterdir()):
         raise CacheError(f"{path} is a folder with other files and no cache; give another --out")

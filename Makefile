@@ -1,0 +1,34 @@
+# `make demo` and `make test` set up .venv by themselves; they need Python 3.11 or newer, git, make.
+PYTHON ?= python3
+DATASET ?= demo
+VENV := .venv
+READY := $(VENV)/.ready
+# DVC and the stages find the commands of the environment first.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+demo: $(READY)  ## rebuild the whole chain on the embedded dataset
+	dvc repro
+	@echo
+	@echo "The report: file://$(CURDIR)/outputs/$(DATASET)/report.html"
+
+test: $(READY) lint  ## all tests, linter and type checker
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+
+clean:  ## remove what the chain and the tools made; the environment too
+	rm -rf $(VENV) data outputs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .dvc/cache .dvc/tmp
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dualkd needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Use: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	@touch $@
