@@ -1,0 +1,268 @@
+"""The typed run: one YAML file is one run, parsed once into frozen objects.
+
+Every mistake is reported at once, each with its field, what it got and what it expected. Sections
+have the names of the stages that read them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # becomes the name of a folder
+
+
+def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
+    if scale[0] > scale[1]:
+        raise ValueError("least area before greatest area")
+    return scale
+
+
+# YAML has lists only: the one conversion that is allowed.
+Scale = Annotated[
+    tuple[Above0, Annotated[float, Field(gt=0, le=1)]],
+    Field(strict=False),
+    AfterValidator(_ordered),
+]
+Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
+
+
+class ConfigError(ValueError):
+    """A config cannot be used; the message lists every mistake in it."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Prepare(_Section):
+    """A folder on disk, or a generator → the samples table."""
+
+    source: Literal["figures"]
+    root: str
+    seed: Seed
+    splits: dict[Name, Positive]
+
+    @field_validator("splits")
+    @classmethod
+    def _has_train(cls, splits: dict[str, int]) -> dict[str, int]:
+        if "train" not in splits:
+            raise ValueError("a split named 'train'")
+        return splits
+
+
+class Recipe(_Section):
+    """How a network is trained: AdamW, linear warm-up, cosine decay."""
+
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Above0
+    weight_decay: NonNegative
+    warmup_share: Annotated[float, Field(gt=0, lt=1)]
+    clip_norm: Above0
+    label_smoothing: Share
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Teacher(_Section):
+    """One teacher: its architecture, its weights, and the recipe that `teach --train` follows."""
+
+    model: str
+    weights: str
+    train: Recipe
+
+
+class Teach(_Section):
+    """The two teachers and the pool of videos that they are trained on."""
+
+    seed: Seed
+    pool: Positive
+    scale: Scale
+    vit: Teacher
+    cnn: Teacher
+
+
+class Views(_Section):
+    """The view rule; `flip` never where left and right are classes."""
+
+    count: Positive
+    seed: Seed
+    scale: Scale
+    span_sec: NonNegative
+    flip: bool
+
+
+class ProjectionConfig(_Section):
+    """φ: how the teachers' feature maps become the residual."""
+
+    kind: Literal["aligned", "pca", "random", "identity"]
+    dim: Positive
+    grid: Grid
+    ridge: NonNegative
+    samples: Positive
+    seed: Seed
+
+
+class Extract(_Section):
+    """Stage one: which splits, which views, what is stored."""
+
+    splits: Annotated[list[str], Field(min_length=1)]
+    views: Views
+    projection: ProjectionConfig
+    clips: list[str]
+    chunk_samples: Positive
+    max_failed_share: Share
+
+
+class Weights(_Section):
+    """λ of each term; a term at 0 is not computed."""
+
+    kd: NonNegative
+    sdd: NonNegative
+    rkd: NonNegative
+
+
+class Distill(_Section):
+    """Stage two: the student, its recipe and the method's weights."""
+
+    student: str
+    seed: Seed
+    train: Recipe
+    weights: Weights
+    temperature: Above0
+
+
+class Evaluate(_Section):
+    """Which split is scored."""
+
+    split: str
+
+
+class Run(_Section):
+    """One run: everything that the stages need to know."""
+
+    dataset: Name
+    prepare: Prepare
+    teach: Teach
+    extract: Extract
+    distill: Distill
+    evaluate: Evaluate
+
+    @property
+    def outputs(self) -> Path:
+        """Where the stages write."""
+        return Path("outputs") / self.dataset
+
+    @property
+    def samples_path(self) -> Path:
+        """The samples table that `prepare` writes."""
+        return self.outputs / "samples.parquet"
+
+    @property
+    def cache_path(self) -> Path:
+        """The cache that `extract` makes."""
+        return self.outputs / "cache"
+
+
+def config_path(dataset: str) -> Path:
+    """The config of a dataset, `configs/<dataset>.yaml` below the working folder.
+
+    Raises:
+        ConfigError: there is none; the message lists the configs that there are.
+    """
+    folder = Path("configs")
+    path = folder / f"{dataset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+        raise ConfigError(
+            f"no config for dataset {dataset!r}: looked for {path.absolute()}. "
+            f"Configs here: {known}"
+        )
+    return path
+
+
+def load_config(path: Path) -> Run:
+    """Read, check and freeze one run.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, or holds mistakes, all listed.
+    """
+    try:
+        content: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        # ruamel adds how to allow keys that occur twice: no way out here.
+        reason = str(error).partition("\n\nTo suppress")[0]
+        raise ConfigError(f"{path} is not valid YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
+    mistakes = _unknown_splits(content)
+    try:
+        run = Run.model_validate(content)
+    except ValidationError as error:
+        mistakes = [_mistake(detail) for detail in error.errors()] + mistakes
+    if mistakes:
+        count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
+        raise ConfigError("\n".join([f"{count} in {path}:", *mistakes]))
+    return run
+
+
+def _unknown_splits(content: dict[str, Any]) -> list[str]:
+    """Splits that a stage asks for and `prepare` does not make.
+
+    Read from the raw mapping, whose sections may be anything: a mistake between two sections is
+    reported together with the mistakes inside them.
+    """
+
+    def field(section: str, name: str) -> Any:
+        fields = content.get(section)
+        return fields.get(name) if isinstance(fields, dict) else None
+
+    known = field("prepare", "splits")
+    if not isinstance(known, dict):
+        return []
+    extracted, scored = field("extract", "splits"), field("evaluate", "split")
+    names = extracted if isinstance(extracted, list) else []
+    asked = [*(("extract.splits", name) for name in names), ("evaluate.split", scored)]
+    expected = f"a split of prepare.splits ({', '.join(map(str, known))})"
+    return [
+        f"  {name}: got {split!r}, expected {expected}"
+        for name, split in asked
+        if isinstance(split, str) and split not in known
+    ]
+
+
+_EXPECTED = {
+    "missing": "a value",
+    "extra_forbidden": "no such field (misspelt?)",
+    "invalid_key": "a name",
+    "model_type": "a section with fields of its own",
+    "dict_type": "a mapping",
+}
+
+
+def _mistake(detail: Any) -> str:
+    """One mistake as `field: got …, expected …`."""
+    name = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+    got = "nothing" if detail["type"] == "missing" else repr(detail["input"])
+    expected = re.sub(r"^(Value error, |Input should be )", "", detail["msg"])
+    expected = re.sub(r"^(String|Tuple|List) should", "a value that should", expected)
+    return f"  {name}: got {got}, expected {_EXPECTED.get(detail['type'], expected)}"

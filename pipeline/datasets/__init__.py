@@ -1,0 +1,1 @@
+"""Each module turns a folder on disk into a samples table."""
