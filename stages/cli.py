@@ -1,0 +1,202 @@
+"""The two commands, `dualkd` and `dualkd-cache`; each only reads its options and calls a stage.
+
+Stages are imported when they run: `--help` and mistakes answer at once, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.config import Run
+
+app = typer.Typer(
+    help="Distil two big video models into a small one, from a cache of their outputs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+cache_app = typer.Typer(
+    help="Make and inspect teacher caches.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Dataset = Annotated[str, typer.Option(help="Reads configs/DATASET.yaml.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that decode video; 0 uses this one.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Clips in one forward pass.")]
+CachePath = Annotated[
+    Path | None, typer.Option("--cache", help="The cache; outputs/DATASET/cache if not given.")
+]
+
+
+@app.command()
+def prepare(
+    dataset: Dataset,
+) -> None:
+    """Turn a dataset into a samples table (the demo's videos are rendered here)."""
+    from stages.prepare import prepare as stage
+
+    samples = stage(_load(dataset))
+    counts = ", ".join(f"{count} {split}" for split, count in samples.splits().items())
+    typer.echo(f"{dataset}: {counts} samples")
+
+
+@app.command()
+def teach(
+    dataset: Dataset,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train them and overwrite their weights files.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(help="Train only vit or only cnn.")] = None,
+    workers: Workers = 0,
+    device: Device = "auto",
+) -> None:
+    """Score the two teachers on the evaluation split; with --train, train them first."""
+    if only not in (None, "vit", "cnn"):
+        raise typer.BadParameter(f"--only takes vit or cnn, got {only!r}")
+    from stages.teach import teach as stage
+
+    stage(_load(dataset), train_them=train, only=only, device=_device(device), workers=workers)
+
+
+@app.command()
+def distill(
+    dataset: Dataset, cache: CachePath = None, workers: Workers = 0, device: Device = "auto"
+) -> None:
+    """Train the student from the cache, and the same student from labels alone."""
+    from stages.distill import distill as stage
+
+    run = _load(dataset)
+    stage(run, cache_path=cache or run.cache_path, device=_device(device), workers=workers)
+
+
+@app.command()
+def evaluate(
+    dataset: Dataset, workers: Workers = 0, device: Device = "auto", batch_size: BatchSize = 32
+) -> None:
+    """Score teachers, baseline and student on the same test clips."""
+    from stages.evaluate import evaluate as stage
+
+    stage(_load(dataset), device=_device(device), workers=workers, batch_size=batch_size)
+
+
+@app.command()
+def report(dataset: Dataset, cache: CachePath = None) -> None:
+    """Write one self-contained HTML page about the run."""
+    from stages.report import report as stage
+
+    run = _load(dataset)
+    path = stage(run, cache_path=cache or run.cache_path)
+    typer.echo(f"report: {path}")
+
+
+@cache_app.command()
+def extract(
+    dataset: Dataset,
+    root: Annotated[Path | None, typer.Option(help="Where the videos are.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The cache; outputs/DATASET/cache if not given.")
+    ] = None,
+    views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many samples.")] = None,
+    workers: Workers = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Move another cache at --out aside; else refuse it.")
+    ] = False,
+) -> None:
+    """Run both teachers over every view once; goes on where an interrupted run stopped."""
+    from stages.extract import Options
+    from stages.extract import extract as stage
+
+    run = _load(dataset)
+    if root is not None:
+        run = run.model_copy(update={"prepare": run.prepare.model_copy(update={"root": str(root)})})
+    options = Options(
+        out=out or run.cache_path,
+        views=views or run.extract.views.count,
+        limit=limit,
+        workers=workers,
+        batch_size=batch_size,
+        replace=replace,
+        device=_device(device),
+    )
+    stage(run, options)
+
+
+@cache_app.command()
+def info(
+    path: Path,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what a cache holds."""
+    from cache import describe
+
+    facts = describe(path)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    from stages.info import show
+
+    show(facts)
+
+
+def _load(dataset: str) -> Run:
+    from pipeline.config import config_path, load_config
+
+    return load_config(config_path(dataset))
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"device {name!r} cannot be used: {error}") from error
+    return device
+
+
+def _run(command: typer.Typer) -> None:
+    """Run a command; what a user can mend is one message, everything else a traceback."""
+    try:
+        command()
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if not _explains_itself(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _explains_itself(error: Exception) -> bool:
+    """Whether an error is one of ours, whose message says what to do."""
+    return type(error).__module__.split(".")[0] in ("cache", "pipeline", "stages") or isinstance(
+        error, OSError
+    )
+
+
+def main() -> None:
+    """The command `dualkd`."""
+    _run(app)
+
+
+def cache_main() -> None:
+    """The command `dualkd-cache`."""
+    _run(cache_app)

@@ -1,0 +1,188 @@
+"""Stage `distill`: the student from the cache, and the same student from labels alone.
+
+Both runs start from the same weights and see the same clips in the same order; only the loss
+differs. So the difference between them is what distillation gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing import get_context, managers
+from pathlib import Path
+from queue import Empty, Queue
+
+import pyarrow as pa
+import torch
+
+from cache import CacheError, TeacherCache, open_cache
+from pipeline.branch import StructureDiscrepancyBranch
+from pipeline.config import Run
+from pipeline.identity import build_identity
+from pipeline.models import create_model
+from pipeline.samples import Samples, samples_from_table
+from pipeline.training import LABELS_ONLY, EpochLog, Method, steps_in_epoch, train
+from pipeline.weights import load_weights, save_weights
+from stages.feed import Feed, clip_field, valid_rows
+from stages.files import write_csv, write_json, write_text
+from stages.progress import console, meters
+
+VARIANTS = ("baseline", "student")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student to train; travels to the process that does it."""
+
+    run: Run
+    variant: str
+    cache_path: Path
+    out: Path
+    device: str
+    threads: int
+    workers: int
+
+
+def distill(run: Run, *, cache_path: Path, device: torch.device, workers: int) -> None:
+    """Train baseline and student side by side and write weights and logs.
+
+    Raises:
+        cache.CacheError: the cache is another one than the config describes, or not complete.
+    """
+    cache = open_cache(cache_path)
+    check_cache(run, cache)
+    stored = clip_field(run.distill.student) in cache.fields
+    source = f"stored in {cache_path}" if stored else "decoded from the videos as they are needed"
+    console.print(f"{cache}; the student's clips are {source}")
+    out = run.outputs / "distill"
+    cores = os.cpu_count() or 1
+    jobs = [
+        Job(run, variant, cache_path, out, str(device), max(1, cores // len(VARIANTS)), workers)
+        for variant in VARIANTS
+    ]
+    rows = int(valid_rows(cache).any(axis=1).sum())
+    steps = run.distill.train.epochs * steps_in_epoch(rows, run.distill.train.batch_size)
+    logs = dict(zip(VARIANTS, _run_side_by_side(jobs, steps), strict=True))
+    _write_logs(out, logs, samples_from_table(cache.samples, str(cache_path)))
+    write_json(
+        out / "distill.json",
+        {
+            "cache_fingerprint": cache.fingerprint,
+            "rows_per_epoch": rows,
+            "final": {variant: of_run[-1].record for variant, of_run in logs.items()},
+        },
+    )
+
+
+def check_cache(run: Run, cache: TeacherCache) -> None:
+    """Refuse a cache that the config does not describe.
+
+    Raises:
+        cache.IdentityMismatch: naming every field that differs.
+        cache.CacheError: rows are missing.
+    """
+    samples = samples_from_table(cache.samples, str(cache.path))
+    vit, cnn = (
+        load_weights(teacher.model, samples.heads, Path(teacher.weights))
+        for teacher in (run.teach.vit, run.teach.cnn)
+    )
+    sha256 = cache.identity.get("projection", {}).get("sha256", "")
+    cache.check_identity(build_identity(run, samples, vit, cnn, sha256))
+    if cache.num_views < run.extract.views.count or cache.coverage < 1:
+        raise CacheError(
+            f"{cache.path} holds {cache.num_views} views and {cache.coverage:.1%} of their rows; "
+            f"the config wants {run.extract.views.count} views. "
+            f"`dualkd-cache extract --dataset {run.dataset}` makes the rest"
+        )
+
+
+def _run_side_by_side(jobs: Sequence[Job], steps: int) -> list[list[EpochLog]]:
+    """Train each in a process of its own: small networks do not fill several cores."""
+    context = get_context("spawn")
+    with ExitStack() as stack:
+        manager = stack.enter_context(managers.SyncManager(ctx=context))
+        ticks: Queue[int] = manager.Queue()
+        pool = stack.enter_context(ProcessPoolExecutor(len(jobs), mp_context=context))
+        futures = [pool.submit(train_student, job, index, ticks) for index, job in enumerate(jobs)]
+        names = [f"training {job.variant}" for job in jobs]
+        counters = stack.enter_context(meters(names, total=steps, unit="steps"))
+        while not all(future.done() for future in futures) or not ticks.empty():
+            _raise_first(futures)
+            try:
+                counters[ticks.get(timeout=0.2)].advance()
+            except Empty:
+                continue
+        return [future.result() for future in futures]
+
+
+def _raise_first(futures: Sequence[Future[list[EpochLog]]]) -> None:
+    """Stop as soon as one run fails."""
+    for future in futures:
+        if future.done() and (error := future.exception()) is not None:
+            for other in futures:
+                other.cancel()
+            raise error
+
+
+def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
+    """Train one variant; runs in its own process and puts `index` into `ticks` after each step."""
+    run, device = job.run, torch.device(job.device)
+    torch.set_num_threads(job.threads)
+    cache = open_cache(job.cache_path)
+    samples = samples_from_table(cache.samples, str(cache.path))
+    recipe = run.distill.train
+    method = Method(
+        run.distill.weights if job.variant == "student" else LABELS_ONLY,
+        temperature=run.distill.temperature,
+        label_smoothing=recipe.label_smoothing,
+    )
+    torch.manual_seed(run.distill.seed)
+    model = create_model(run.distill.student, samples.heads, dropout=recipe.dropout)
+    branch = None
+    if method.weights.sdd > 0:
+        projection = run.extract.projection
+        branch = StructureDiscrepancyBranch(model.map_channels, projection.dim, projection.grid)
+        branch.to(device)
+    torch.manual_seed(run.distill.seed)  # again: the branch must not shift the dropout's draws
+    feed = Feed(run, cache, samples, method, device, job.workers)
+    logs = []
+    for log in train(
+        model=model.to(device),
+        branch=branch,
+        recipe=recipe,
+        method=method,
+        batches=feed,
+        steps_per_epoch=feed.steps,
+        on_step=lambda: ticks.put(index),
+    ):
+        logs.append(log)
+    facts = {"variant": job.variant, "cache": cache.fingerprint, "seed": run.distill.seed}
+    save_weights(model, job.out / f"{job.variant}.safetensors", facts)
+    return logs
+
+
+def _write_logs(out: Path, logs: dict[str, list[EpochLog]], samples: Samples) -> None:
+    """One line per run and epoch as JSON, one table per run, one of DATW's weights by class."""
+    lines = [
+        json.dumps({"variant": variant, "epoch": log.epoch, **log.record})
+        for variant, of_run in logs.items()
+        for log in of_run
+    ]
+    write_text(out / "metrics.jsonl", "\n".join(lines) + "\n")
+    for variant, of_run in logs.items():
+        rows = [{"epoch": log.epoch, **log.record} for log in of_run]
+        write_csv(out / f"{variant}.csv", pa.Table.from_pylist(rows))
+    names = next(iter(samples.classes.values()))
+    weights = [
+        {"epoch": log.epoch, "class": name, "vit_weight": weight}
+        for log in logs["student"]
+        for name, weight in zip(names, log.vit_weight_by_class, strict=False)
+    ]
+    schema = pa.schema(
+        [("epoch", pa.int64()), ("class", pa.string()), ("vit_weight", pa.float64())]
+    )
+    write_csv(out / "datw.csv", pa.Table.from_pylist(weights, schema=schema))

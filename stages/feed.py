@@ -1,0 +1,146 @@
+"""The batches of stage two: cached rows of the teachers beside the very clips that they saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache import CacheError, Status, TeacherCache
+from pipeline.clips import ClipDataset, Request, StoredViews, iterate
+from pipeline.config import Run
+from pipeline.models import model_entry
+from pipeline.samples import Samples
+from pipeline.training import Batch, Method, TeacherRows, epoch_batches, steps_in_epoch
+
+
+def clip_field(student: str) -> str:
+    """The cache's field of a student's stored clips."""
+    return f"clip/{student}"
+
+
+def valid_rows(cache: TeacherCache) -> NDArray[np.bool_]:
+    """Which rows can be trained on, (samples, views)."""
+    return np.asarray(cache.status == Status.VALID)
+
+
+def teacher_fields(samples: Samples, method: Method) -> list[str]:
+    """The fields that a method's terms read; none for labels only."""
+    fields = []
+    if method.weights.kd > 0:
+        fields += [f"{role}/logits/{head}" for role in ("vit", "cnn") for head in samples.heads]
+    if method.weights.rkd > 0:
+        fields.append("vit/pooled")
+    if method.weights.sdd > 0:
+        fields.append("residual")
+    return fields
+
+
+class Feed:
+    """The batches of stage two: per epoch one valid view of every sample.
+
+    The view is the one whose turn it is: `(turn + epoch) mod views`, where the turn of a sample is
+    drawn once from the seed. After as many epochs as there are views every view was seen once.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        cache: TeacherCache,
+        samples: Samples,
+        method: Method,
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        valid = valid_rows(cache)
+        self._rows = np.flatnonzero(valid.any(axis=1))
+        self._valid = [np.flatnonzero(valid[row]) for row in self._rows]
+        seed = run.distill.seed
+        self._turns = np.random.default_rng(seed).integers(valid.shape[1], size=len(self._rows))
+        self._run, self._cache, self._samples, self._device = run, cache, samples, device
+        self._workers = workers
+        self._clip_field = clip_field(run.distill.student)
+        self.stored = self._clip_field in cache.fields  # else the videos are decoded again
+        self._fields = teacher_fields(samples, method)
+        self._ids = samples.table["sample_id"].to_pylist()
+        self._labels = {
+            head: samples.table[f"label_{head}"].to_numpy().astype(np.int64)
+            for head in samples.heads
+        }
+        self.steps = steps_in_epoch(len(self._rows), run.distill.train.batch_size)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        order = epoch_batches(
+            rows=len(self._rows),
+            batch_size=self._run.distill.train.batch_size,
+            seed=self._run.distill.seed,
+            epoch=epoch,
+        )
+        rows = [self._rows[places] for places in order]
+        views = [np.array([self._view(place, epoch) for place in places]) for places in order]
+        read_clips = self._stored_clips if self.stored else self._decoded_clips
+        for of_rows, of_views, clips in zip(rows, views, read_clips(rows, views), strict=True):
+            yield self._batch(of_rows, of_views, clips)
+
+    def _view(self, place: int, epoch: int) -> int:
+        valid = self._valid[place]
+        return int(valid[(self._turns[place] + epoch) % len(valid)])
+
+    def _stored_clips(
+        self, rows: list[NDArray[np.int64]], views: list[NDArray[np.int64]]
+    ) -> Iterator[NDArray[np.uint8]]:
+        for of_rows, of_views in zip(rows, views, strict=True):
+            yield self._cache.read(of_rows, of_views, [self._clip_field])[self._clip_field]
+
+    def _decoded_clips(
+        self, rows: list[NDArray[np.int64]], views: list[NDArray[np.int64]]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Replay the stored view records on the videos."""
+        root, spec = Path(self._run.prepare.root), model_entry(self._run.distill.student).clip
+        dataset = ClipDataset(root, self._samples, [spec])
+        requests: list[list[Request]] = []
+        for of_rows, of_views in zip(rows, views, strict=True):
+            records = self._cache.read(of_rows, of_views, ["views"])["views"]
+            requests.append(
+                [
+                    (int(row), StoredViews(record[None]))
+                    for row, record in zip(of_rows, records, strict=True)
+                ]
+            )
+        for reads in iterate(dataset, requests, self._workers):
+            for read in reads:
+                if read.clips is None:
+                    raise CacheError(
+                        f"{self._ids[read.row]} was readable when the cache was made, and is not "
+                        f"now: {read.error}"
+                    )
+            yield np.concatenate([read.clips.clips[0] for read in reads if read.clips])
+
+    def _batch(
+        self, rows: NDArray[np.int64], views: NDArray[np.int64], clips: NDArray[np.uint8]
+    ) -> Batch:
+        teachers = None
+        if self._fields:
+            cached = {
+                name: torch.from_numpy(array).to(self._device).float()
+                for name, array in self._cache.read(rows, views, self._fields).items()
+            }
+            teachers = TeacherRows(
+                vit_logits={head: cached.get(f"vit/logits/{head}") for head in self._labels},
+                cnn_logits={head: cached.get(f"cnn/logits/{head}") for head in self._labels},
+                vit_pooled=cached.get("vit/pooled"),
+                residual=cached.get("residual"),
+            )
+        return Batch(
+            names=[self._ids[row] for row in rows],
+            clips=torch.from_numpy(clips).to(self._device),
+            labels={
+                head: torch.from_numpy(labels[rows]).to(self._device)
+                for head, labels in self._labels.items()
+            },
+            teachers=teachers,
+        )

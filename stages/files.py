@@ -1,0 +1,29 @@
+"""Small files that stages write: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON for people and programs, sorted as given."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    """Write a table as CSV."""
+    buffer = pa.BufferOutputStream()
+    pa.csv.write_csv(table, buffer)
+    write_text(path, buffer.getvalue().to_pybytes().decode())

@@ -1,0 +1,46 @@
+"""The table of `dualkd-cache info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print what `cache.describe` says, for people."""
+    console = Console(highlight=False)
+    rows, failures = facts["rows"], facts["failures"]
+    about = Table.grid(padding=(0, 2))
+    about.add_row("cache", facts["path"])
+    about.add_row("fingerprint", facts["fingerprint"])
+    about.add_row("dataset", str(facts["dataset"]["name"]))
+    for role, teacher in facts["teachers"].items():
+        about.add_row(role, f"{teacher['model']}, weights {teacher['weights_sha256'][:12]}")
+    splits = ", ".join(f"{count} {split}" for split, count in facts["samples_by_split"].items())
+    about.add_row("samples", f"{facts['samples']} ({splits}) × {facts['views']} views")
+    about.add_row("coverage", f"{facts['coverage']:.1%}, {rows['valid']} valid rows")
+    bad = ", ".join(f"{count} {kind}" for kind, count in failures.items() if count) or "none"
+    about.add_row("failed rows", bad)
+    about.add_row("size", f"{facts['bytes'] / 1e6:.1f} MB, {facts['row_bytes']} bytes per row")
+    console.print(about)
+    fields = Table(box=box.SIMPLE_HEAD)
+    fields.add_column("field", no_wrap=True)
+    fields.add_column("shape", no_wrap=True)
+    fields.add_column("dtype")
+    fields.add_column("bytes per row", justify="right")
+    fields.add_column("MB", justify="right")
+    for name, field in facts["fields"].items():
+        shape = "×".join(str(size) for size in field["shape"])
+        fields.add_row(
+            name,
+            shape,
+            field["dtype"],
+            str(field["row_bytes"]),
+            f"{field['bytes'] / 1e6:.2f}",
+        )
+    console.print(fields)
+    for sample, reason in facts["errors"].items():
+        console.print(f"failed: {sample}: {reason}")

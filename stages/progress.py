@@ -1,0 +1,87 @@
+"""Progress of long work: share done, rate, time left; a line now and then where no terminal is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Item = TypeVar("Item")
+console = Console(stderr=True, highlight=False)
+_LINE_EVERY_SEC = 10.0
+
+
+class _Rate(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.1f} {task.fields['unit']}/s")
+
+
+class Meter:
+    """Counts work done; `advance` is all that a stage needs."""
+
+    def __init__(self, bar: Progress, what: str, total: int, unit: str) -> None:
+        self._bar, self._what, self._total, self._unit = bar, what, total, unit
+        self._task = bar.add_task(what, total=total, unit=unit)
+        self._started = self._printed = time.monotonic()
+        self._done = 0
+
+    def advance(self, amount: int = 1) -> None:
+        """Count `amount` items as done."""
+        self._done += amount
+        self._bar.advance(self._task, amount)
+        now = time.monotonic()
+        finished = self._done == self._total
+        if not console.is_terminal and (finished or now - self._printed >= _LINE_EVERY_SEC):
+            self._printed = now
+            rate = self._done / max(now - self._started, 1e-9)
+            left = (self._total - self._done) / max(rate, 1e-9)
+            console.print(
+                f"{self._what}: {self._done}/{self._total} {self._unit}, "
+                f"{rate:.1f} {self._unit}/s, {left:.0f} s left"
+            )
+
+
+@contextmanager
+def meters(whats: Sequence[str], *, total: int, unit: str) -> Iterator[list[Meter]]:
+    """Bars with rate and time left on a terminal, lines every 10 s elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield [Meter(bar, what, total, unit) for what in whats]
+
+
+@contextmanager
+def meter(what: str, *, total: int, unit: str) -> Iterator[Meter]:
+    """One bar; see `meters`."""
+    with meters([what], total=total, unit=unit) as counters:
+        yield counters[0]
+
+
+def track(items: Iterable[Item], *, total: int, what: str, unit: str) -> Iterator[Item]:
+    """Pass items on, counting them."""
+    with meter(what, total=total, unit=unit) as counter:
+        for item in items:
+            yield item
+            counter.advance()

@@ -1,0 +1,205 @@
+"""What the report reads: the files that the other stages left, checked to be of one run."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cache import describe, is_cache
+from pipeline.config import Run
+from pipeline.samples import Samples, read_samples
+
+ROLES = ("vit", "cnn", "baseline", "student")
+_DISTILL = ("baseline.csv", "student.csv", "datw.csv", "distill.json")
+_EVALUATE = ("metrics.json", "answers.parquet", "by_class.csv")
+
+
+class ReportError(ValueError):
+    """The report cannot be written; the message names the file and the command that makes it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What `evaluate` says of one network."""
+
+    model: str
+    top1: float
+    top5: float
+    parameters: int
+    flops: int
+    ms_per_clip: float
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the other stages left.
+
+    Attributes:
+        run: the config.
+        samples: the samples of the split that was scored.
+        metrics: `evaluate/metrics.json`.
+        metrics_time: when it was written.
+        scores: its figures by role.
+        answers: `evaluate/answers.parquet` by column.
+        by_class: the rows of `evaluate/by_class.csv`.
+        logs: `distill/<variant>.csv` by variant, then column.
+        datw: the rows of `distill/datw.csv`.
+        distill: `distill/distill.json`.
+        teach: `teach.json`.
+        cache: what `cache.describe` says.
+    """
+
+    run: Run
+    samples: Samples
+    metrics: dict[str, Any]
+    metrics_time: datetime
+    scores: dict[str, Score]
+    answers: dict[str, NDArray[Any]]
+    by_class: list[dict[str, Any]]
+    logs: dict[str, dict[str, list[float]]]
+    datw: list[dict[str, Any]]
+    distill: dict[str, Any]
+    teach: dict[str, Any]
+    cache: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names of the head that was scored, the first one."""
+        return next(iter(self.samples.classes.values()))
+
+
+def read_inputs(run: Run, cache_path: Path) -> Inputs:
+    """Read everything.
+
+    Raises:
+        ReportError: a file is missing, is damaged, or lacks what the page shows.
+        pipeline.samples.SamplesError: the samples table cannot be used.
+        cache.CacheError: the cache is damaged.
+    """
+    if not is_cache(cache_path):
+        raise ReportError(
+            f"no cache at {cache_path}; `dualkd-cache extract --dataset {run.dataset}` makes it, "
+            "--cache names another"
+        )
+    figures = [field.name for field in fields(Score)]
+    teach = _File(run, "teach", run.outputs / "teach.json")
+    distill = {name: _File(run, "distill", run.outputs / "distill" / name) for name in _DISTILL}
+    evaluate = {name: _File(run, "evaluate", run.outputs / "evaluate" / name) for name in _EVALUATE}
+    keys = [f"{role}.{figure}" for role in ROLES for figure in figures]
+    metrics = evaluate["metrics.json"].json(["split", "videos", "unreadable", "gain_top1", *keys])
+    columns = [f"{role}_{what}" for role in ROLES for what in ("answer", "probability")]
+    answers = evaluate["answers.parquet"].table(["sample_id", "label", *columns])
+    return Inputs(
+        run=run,
+        samples=read_samples(run.samples_path).of_splits([run.evaluate.split]),
+        metrics=metrics,
+        metrics_time=datetime.fromtimestamp(evaluate["metrics.json"].path.stat().st_mtime, UTC),
+        scores={role: Score(**{name: metrics[role][name] for name in figures}) for role in ROLES},
+        answers={name: answers[name].to_numpy() for name in answers.column_names},
+        by_class=evaluate["by_class.csv"].table(["class", "videos", *ROLES]).to_pylist(),
+        logs={
+            variant: distill[f"{variant}.csv"].table(["epoch", "loss", "ce"]).to_pydict()
+            for variant in ("baseline", "student")
+        },
+        datw=distill["datw.csv"].table(["epoch", "class", "vit_weight"]).to_pylist(),
+        distill=distill["distill.json"].json(["cache_fingerprint", "rows_per_epoch"]),
+        teach=teach.json(["vit.weights_sha256", "cnn.weights_sha256"]),
+        cache=describe(cache_path),
+    )
+
+
+@dataclass(frozen=True)
+class _File:
+    """One input and the stage that makes it."""
+
+    run: Run
+    stage: str
+    path: Path
+
+    def json(self, keys: Sequence[str]) -> dict[str, Any]:
+        """An object with at least these dotted keys."""
+        try:
+            content: Any = json.loads(self._bytes())
+        except ValueError as error:
+            raise self._error(f"is damaged ({error})") from error
+        for key in keys:
+            inner = content
+            for part in key.split("."):
+                if not isinstance(inner, dict) or part not in inner:
+                    raise self._error(f"lacks {key!r}")
+                inner = inner[part]
+        return dict(content)
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """A table with at least these columns, from CSV or parquet."""
+        content = io.BytesIO(self._bytes())
+        # A class may be called `1` or `true`: names are never guessed to be something else.
+        options = pa.csv.ConvertOptions(column_types={"class": pa.string()})
+        try:
+            if self.path.suffix == ".csv":
+                table = pa.csv.read_csv(content, convert_options=options)
+            else:
+                table = pq.read_table(content)
+        except (pa.ArrowException, OSError) as error:
+            raise self._error(f"is damaged ({error})") from error
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise self._error(f"lacks the columns {', '.join(missing)}")
+        return table
+
+    def _bytes(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError as error:
+            raise self._error("is missing", verb="makes") from error
+
+    def _error(self, what: str, verb: str = "remakes") -> ReportError:
+        command = f"`dualkd {self.stage} --dataset {self.run.dataset}`"
+        return ReportError(f"{self.path} {what}; {command} {verb} it")
+
+
+def check_same_run(inputs: Inputs) -> None:
+    """Refuse a page that mixes two runs.
+
+    Raises:
+        ReportError: the student was trained from another cache, the cache was made by other
+            teachers than those that were scored, or the answers are of other videos.
+    """
+    dataset, cache = inputs.run.dataset, inputs.cache
+    trained, found = inputs.distill["cache_fingerprint"], cache["fingerprint"]
+    if trained != found:
+        raise ReportError(
+            f"the student was trained from the cache {trained}, but {cache['path']} is {found}; "
+            f"`dualkd distill --dataset {dataset}` trains it anew, --cache names another cache"
+        )
+    for role, teacher in cache["teachers"].items():
+        scored, cached = inputs.teach[role]["weights_sha256"], teacher["weights_sha256"]
+        if scored != cached:
+            raise ReportError(
+                f"teacher {role}: {inputs.run.outputs / 'teach.json'} scored the weights {scored}, "
+                f"the cache was made by {cached}; `dualkd teach --dataset {dataset}` and "
+                f"`dualkd-cache extract --dataset {dataset} --replace` bring them together"
+            )
+    videos, answers = inputs.metrics["videos"], inputs.answers["sample_id"].tolist()
+    again = f"`dualkd evaluate --dataset {dataset}` answers anew"
+    if videos != len(answers):
+        raise ReportError(
+            f"metrics.json counts {videos} videos, answers.parquet {len(answers)}; {again}"
+        )
+    known = set(inputs.samples.table["sample_id"].to_pylist())
+    strangers = [name for name in answers if name not in known]
+    if strangers:
+        raise ReportError(
+            f"answers.parquet has {strangers[0]}, which {inputs.run.samples_path} does not list "
+            f"in split {inputs.run.evaluate.split}; {again}"
+        )

@@ -1,0 +1,74 @@
+"""A miniature run for the tests of the stages: real rendered videos, random teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.config import Run, load_config
+from pipeline.models import create_model
+from pipeline.weights import save_weights
+from stages.extract import Options
+
+CONFIG = """
+dataset: mini
+prepare: {source: figures, root: data/mini, seed: 3, splits: {train: 14, test: 14}}
+teach:
+  seed: 0
+  pool: 14
+  scale: [0.7, 1.0]
+  vit:
+    model: torchvision/mvit_tiny
+    weights: configs/mini/vit.safetensors
+    train: &recipe {epochs: 1, batch_size: 7, learning_rate: 1.0e-3, weight_decay: 0.05,
+                    warmup_share: 0.1, clip_norm: 1.0, label_smoothing: 0.0, dropout: 0.1}
+  cnn: {model: pytorchvideo/x3d_tiny, weights: configs/mini/cnn.safetensors, train: *recipe}
+extract:
+  splits: [train]
+  views: {count: 2, seed: 0, scale: [0.7, 1.0], span_sec: 1.4, flip: false}
+  projection: {kind: aligned, dim: 4, grid: [4, 2, 2], ridge: 1.0e-3, samples: 14, seed: 0}
+  clips: [pytorchvideo/x3d_nano]
+  chunk_samples: 5
+  max_failed_share: 0.5
+distill:
+  student: pytorchvideo/x3d_nano
+  seed: 0
+  train: *recipe
+  weights: {kd: 1.0, sdd: 0.1, rkd: 0.1}
+  temperature: 2.0
+evaluate: {split: test}
+"""
+
+
+def write_config(folder: Path, *changes: tuple[str, str]) -> Run:
+    """Write configs/mini.yaml below `folder`, with some text replaced, and load it."""
+    text = CONFIG
+    for old, new in changes:
+        if old not in text:
+            raise ValueError(f"{old!r} is not in the miniature config")
+        text = text.replace(old, new)
+    path = folder / "configs" / "mini.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return load_config(path)
+
+
+def write_teachers(run: Run) -> None:
+    """Random weights for both teachers, the same each time."""
+    torch.manual_seed(0)
+    for teacher in (run.teach.vit, run.teach.cnn):
+        save_weights(create_model(teacher.model, 14), Path(teacher.weights), {"made": "random"})
+
+
+def options(run: Run, *, replace: bool = False, views: int | None = None) -> Options:
+    """What `dualkd-cache extract` passes on without options."""
+    return Options(
+        out=run.cache_path,
+        views=views or run.extract.views.count,
+        limit=None,
+        workers=0,
+        batch_size=8,
+        replace=replace,
+        device=torch.device("cpu"),
+    )

@@ -1,0 +1,98 @@
+"""A small fake run with every input of the report, below the working folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cache_making
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cache import describe
+from pipeline.config import Run, load_config
+from pipeline.samples import Sample, build_samples, write_samples
+from stages.files import write_csv, write_json
+
+CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+CLASSES = ["bow", "<script>alert('x')</script>", "007"]
+EPOCHS = 5
+CACHE = Path("outputs/demo/cache")
+CLIP = {"frames": 8, "stride": 6, "size": 48}
+TEACHERS = {
+    "vit": {"model": "torchvision/mvit_tiny", "weights_sha256": "a1" * 32, "clip": CLIP},
+    "cnn": {"model": "pytorchvideo/x3d_tiny", "weights_sha256": "b2" * 32, "clip": CLIP},
+}
+SCORES = {
+    "vit": (0.9512, 0.9953, 715_438, 161_000_000, 21.43),
+    "cnn": (0.9321, 0.9942, 318_214, 49_800_000, 14.92),
+    "baseline": (0.7213, 0.9431, 81_230, 10_300_000, 5.26),
+    "student": (0.8342, 0.9724, 81_230, 10_300_000, 5.17),
+}
+
+
+def make_run(videos: Path, *, terms: tuple[str, ...] = ("kd", "sdd", "rkd")) -> Run:
+    """Write every input of the report below the working folder."""
+    run = load_config(CONFIG)
+    run = run.model_copy(update={"prepare": run.prepare.model_copy(update={"root": str(videos)})})
+    paths = sorted(path.relative_to(videos).as_posix() for path in videos.rglob("*.mp4"))
+    rows = [
+        Sample(f"video-{index}", path, "test", {"action": index})
+        for index, path in enumerate(paths)
+    ]
+    write_samples(build_samples("demo", {"action": CLASSES}, rows), run.samples_path)
+    write_evaluation(run.outputs / "evaluate")
+    write_distillation(run, terms)
+    write_json(run.outputs / "teach.json", TEACHERS)
+    return run
+
+
+def write_evaluation(out: Path) -> None:
+    """Three videos: the student gets all right, the baseline the first."""
+    metrics: dict[str, Any] = {"split": "test", "videos": 3, "unreadable": 2, "gain_top1": 0.1129}
+    columns: dict[str, Any] = {
+        "sample_id": [f"video-{row}" for row in range(3)],
+        "label": [0, 1, 2],
+    }
+    names = ("top1", "top5", "parameters", "flops", "ms_per_clip")
+    for role, values in SCORES.items():
+        metrics[role] = {"model": f"library/{role}", **dict(zip(names, values, strict=True))}
+        columns[f"{role}_answer"] = [0, 0, 0] if role == "baseline" else [0, 1, 2]
+        columns[f"{role}_probability"] = np.array([0.9, 0.8, 0.7], np.float32)
+    write_json(out / "metrics.json", metrics)
+    pq.write_table(pa.table(columns), out / "answers.parquet")
+    shares = {"vit": 1.0, "cnn": 1.0, "baseline": 0.25, "student": 0.75}
+    rows = [{"class": name, "videos": 1, **shares} for name in CLASSES[:2]]
+    rows.append({"class": CLASSES[2], "videos": 0, **dict.fromkeys(shares)})
+    write_csv(out / "by_class.csv", pa.Table.from_pylist(rows))
+
+
+def write_distillation(run: Run, terms: tuple[str, ...]) -> None:
+    """Logs with the columns that `distill` writes for the given terms, and the cache."""
+    falling = [2.0 / (epoch + 1) for epoch in range(EPOCHS)]
+    rising = [0.4 + 0.05 * epoch for epoch in range(EPOCHS)]
+    common = {"epoch": list(range(EPOCHS)), "loss": falling, "ce": falling}
+    after = {"accuracy/action": rising, "learning_rate": falling, "clips_per_sec": rising}
+    student = common | dict.fromkeys(terms, falling) | after
+    weights = []
+    if "kd" in terms:
+        student |= {"vit_weight": rising, "vit_leads": rising}
+        weights = [
+            {"epoch": epoch, "class": name, "vit_weight": rising[epoch] if epoch else float("nan")}
+            for epoch in range(EPOCHS)
+            for name in CLASSES
+        ]
+    schema = pa.schema(
+        [("epoch", pa.int64()), ("class", pa.string()), ("vit_weight", pa.float64())]
+    )
+    out = run.outputs / "distill"
+    write_csv(out / "datw.csv", pa.Table.from_pylist(weights, schema=schema))
+    write_csv(out / "student.csv", pa.table(student))
+    write_csv(out / "baseline.csv", pa.table(common | after))
+    if not CACHE.exists():
+        identity = cache_making.IDENTITY | {"teachers": TEACHERS}
+        with cache_making.make_cache(CACHE, identity=identity) as writer:
+            cache_making.fill_cache(writer)
+    fingerprint = describe(CACHE)["fingerprint"]
+    write_json(out / "distill.json", {"cache_fingerprint": fingerprint, "rows_per_epoch": 10})

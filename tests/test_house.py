@@ -1,0 +1,66 @@
+"""The house: imports point one way, and what the documents promise is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Run
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "cache": {"cache"},
+    "pipeline": {"pipeline"},
+    "stages": {"stages", "pipeline", "cache"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_one_way(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        ours = imports(path) & MAY_IMPORT.keys()
+        assert ours <= MAY_IMPORT[package], f"{path} imports {ours - MAY_IMPORT[package]}"
+
+
+def test_storage_knows_no_torch() -> None:
+    for path in (ROOT / "cache").rglob("*.py"):
+        assert "torch" not in imports(path), path
+
+
+def test_no_file_names_a_registry_host_or_pickles() -> None:
+    for path in [*ROOT.glob("*.toml"), *ROOT.glob("*.txt"), ROOT / "Makefile"]:
+        assert "pypi.org" not in path.read_text(), path
+    for package in MAY_IMPORT:
+        for path in (ROOT / package).rglob("*.py"):
+            assert not imports(path) & {"pickle", "cloudpickle", "joblib", "dill"}, path
+
+
+def test_every_dependency_has_a_pin() -> None:
+    pins = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().split("\n")}
+    declared = re.findall(r'^    "([A-Za-z0-9_.-]+)(?:\[\w+\])?>=', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared
+    assert not {name for name in declared if name not in pins}
+
+
+def test_the_example_of_the_format_page_runs(mini: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "cache-format.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    script = Path("example.py")
+    script.write_text(example.replace("outputs/demo/cache", str(mini.cache_path)))
+    runpy.run_path(str(script))
+    assert "accuracy of the ViT teacher on view 0: 0." in capsys.readouterr().out

@@ -1,0 +1,251 @@
+"""Clips: one decode for all views and networks, and the same pixels wherever a view is replayed."""
+
+from __future__ import annotations
+
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import video_making as making
+import xxhash
+from numpy.typing import NDArray
+from video_making import frame_number, write_video
+
+from pipeline.clips import (
+    ClipDataset,
+    DrawnViews,
+    Read,
+    Request,
+    SampleClips,
+    StoredViews,
+    central_view,
+    iterate,
+    read_clips,
+    stretch,
+)
+from pipeline.samples import Sample, Samples, build_samples
+from pipeline.video import VideoError, VideoInfo
+from pipeline.views import ClipSpec, View, ViewRule, cut_clip
+
+WIDE = ClipSpec(frames=6, stride=4, size=32)
+DENSE = ClipSpec(frames=9, stride=2, size=20)
+SPECS = (WIDE, DENSE)
+RULE = ViewRule(seed=3, scale=(0.3, 1.0), span_sec=WIDE.span_sec, flip=True)
+VIEWS = DrawnViews(RULE, (0, 1, 2))
+# The rate and the decoder's order of each video: 30 fps H.264 with B-frames, 25 fps MPEG-4.
+PATHS = {"h264": "h264.mp4", "mpeg4": "mpeg4.avi"}
+BAD = {"cut": "cut.mp4", "gone": "gone.mp4", "empty": "empty.mp4"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of videos, good and bad; read only."""
+    root = tmp_path_factory.mktemp("videos")
+    write_video(root / "h264.mp4", rate=30, frames=75, b_frames=3, size=(96, 64), noise=True)
+    write_video(root / "mpeg4.avi", codec="mpeg4", frames=60, b_frames=2, noise=True)
+    making.cut_off(write_video(root / "cut.mp4", noise=True, faststart=True), 0.3)
+    (root / "empty.mp4").touch()
+    return root
+
+
+def sample(name: str, start_sec: float = 0.0, stop_sec: float | None = None) -> Sample:
+    path = {**PATHS, **BAD}[name]
+    return Sample(name, path, "train", {"action": 0}, start_sec=start_sec, stop_sec=stop_sec)
+
+
+def table(*names: str) -> Samples:
+    return build_samples("tiny", {"action": ["bow"]}, [sample(name) for name in names])
+
+
+def every_frame(path: Path) -> NDArray[np.uint8]:
+    """(frames, H, W, 3) by a plain decode."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames).astype(np.uint8)
+
+
+def due(view: View, spec: ClipSpec, rate: int, frames: int) -> list[int]:
+    """The frames of a clip by hand: evenly around the centre, inside the video."""
+    middle = (spec.frames - 1) / 2
+    times = [view.centre_sec + (step - middle) * spec.stride / 30 for step in range(spec.frames)]
+    inside = [min(max(time, 0.0), frames / rate) for time in times]
+    return [min(int(time * rate + 1e-3), frames - 1) for time in inside]
+
+
+def assert_same(found: SampleClips | None, expected: SampleClips) -> None:
+    assert found is not None
+    np.testing.assert_array_equal(found.views, expected.views)
+    np.testing.assert_array_equal(found.digests, expected.digests)
+    assert len(found.clips) == len(expected.clips)
+    for one, other in zip(found.clips, expected.clips, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# --- one decode --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "rate", "frames"), [("h264", 30, 75), ("mpeg4", 25, 60)])
+def test_clips_and_digests_against_a_plain_decode(
+    name: str, rate: int, frames: int, root: Path
+) -> None:
+    read = read_clips(root, sample(name), VIEWS, SPECS)
+    video = every_frame(root / PATHS[name])
+    assert len(video) == frames
+    assert [clips.shape for clips in read.clips] == [(3, 6, 32, 32, 3), (3, 9, 20, 20, 3)]
+    for row, record in enumerate(read.views):
+        view = View.from_row(record)
+        hashes = b""
+        for clips, spec in zip(read.clips, SPECS, strict=True):
+            rows = due(view, spec, rate, frames)
+            np.testing.assert_array_equal(clips[row], cut_clip(video[rows], view, spec))
+            for index in rows:
+                digest = xxhash.xxh3_64_intdigest(np.ascontiguousarray(video[index]).tobytes())
+                hashes += digest.to_bytes(8, "little")
+        assert int(read.digests[row]) == xxhash.xxh3_64_intdigest(hashes)
+
+
+def test_one_decode_serves_all_views_and_networks_like_separate_ones(root: Path) -> None:
+    together = read_clips(root, sample("h264"), VIEWS, SPECS)
+    for row in range(3):
+        for which, spec in enumerate(SPECS):
+            alone = read_clips(root, sample("h264"), DrawnViews(RULE, (row,)), [spec])
+            np.testing.assert_array_equal(alone.views[0], together.views[row])
+            np.testing.assert_array_equal(alone.clips[0][0], together.clips[which][row])
+
+
+def test_later_networks_do_not_change_the_digest(root: Path) -> None:
+    both = read_clips(root, sample("h264"), VIEWS, SPECS)
+    first = read_clips(root, sample("h264"), VIEWS, SPECS, digested=1)
+    alone = read_clips(root, sample("h264"), VIEWS, SPECS[:1])
+    np.testing.assert_array_equal(first.digests, alone.digests)
+    assert not np.any(first.digests == both.digests)
+    assert len(set(both.digests.tolist())) == 3
+
+
+def test_a_digest_tells_of_a_changed_pixel(root: Path, tmp_path: Path) -> None:
+    other = write_video(
+        tmp_path / "h264.mp4", rate=30, frames=75, b_frames=3, size=(96, 64), first_number=1
+    )
+    before = read_clips(root, sample("h264"), VIEWS, SPECS)
+    after = read_clips(other.parent, sample("h264"), VIEWS, SPECS)
+    np.testing.assert_array_equal(before.views, after.views)
+    assert not np.any(before.digests == after.digests)
+
+
+# --- replay ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_stored_record_replays_in_this_process(name: str, root: Path) -> None:
+    drawn = read_clips(root, sample(name), VIEWS, SPECS)
+    assert_same(read_clips(root, sample(name), VIEWS, SPECS), drawn)
+    assert_same(read_clips(root, sample(name), StoredViews(drawn.views), SPECS), drawn)
+
+
+def test_a_stored_record_replays_in_another_process(root: Path) -> None:
+    with get_context("spawn").Pool(1) as pool:
+        for name in PATHS:
+            drawn = read_clips(root, sample(name), VIEWS, SPECS)
+            arguments = (root, sample(name), StoredViews(drawn.views), SPECS)
+            assert_same(pool.apply(read_clips, arguments), drawn)
+        pool.close()
+        pool.join()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_stored_record_replays_with_any_number_of_data_workers(workers: int, root: Path) -> None:
+    names = ["h264", "mpeg4", "cut", "h264"]
+    drawn = {name: read_clips(root, sample(name), VIEWS, SPECS) for name in PATHS}
+    dataset = ClipDataset(root, table("h264", "mpeg4", "cut"), SPECS)
+    requests: list[Request] = [
+        (0, StoredViews(drawn["h264"].views)),
+        (1, StoredViews(drawn["mpeg4"].views)),
+        (2, VIEWS),
+        (0, VIEWS),
+    ]
+    state = torch.get_rng_state()
+    batches = list(iterate(dataset, [requests[:2], requests[2:3], requests[3:]], workers))
+    assert [len(batch) for batch in batches] == [2, 1, 1]
+    assert torch.equal(torch.get_rng_state(), state)  # training must not notice the reading
+    reads = [read for batch in batches for read in batch]
+    assert [read.row for read in reads] == [0, 1, 2, 0]
+    for name, read in zip(names, reads, strict=True):
+        if name == "cut":
+            assert read.clips is None
+            assert read.error is not None
+            assert "damaged" in read.error
+        else:
+            assert read.error is None
+            assert_same(read.clips, drawn[name])
+
+
+def test_no_batches_are_no_answers(root: Path) -> None:
+    dataset = ClipDataset(root, table("h264"), SPECS)
+    for workers in (0, 2):
+        assert list(iterate(dataset, [], workers)) == []
+
+
+# --- bad videos --------------------------------------------------------------------------------
+
+
+def test_a_bad_video_is_an_answer_and_the_others_are_unaffected(root: Path) -> None:
+    dataset = ClipDataset(root, table("cut", "h264", "gone", "empty", "mpeg4"), SPECS)
+    requests: list[Request] = [(row, VIEWS) for row in range(5)]
+    (reads,) = iterate(dataset, [requests], 0)
+    assert [read.row for read in reads] == [0, 1, 2, 3, 4]
+    reasons = {0: r"cut.mp4: damaged", 2: r"gone.mp4: no such file", 3: "empty.mp4: the file is"}
+    for row, read in enumerate(reads):
+        if row in reasons:
+            assert read == Read(row, None, read.error)
+            assert reasons[row] in str(read.error)
+    assert_same(reads[1].clips, read_clips(root, sample("h264"), VIEWS, SPECS))
+    assert_same(reads[4].clips, read_clips(root, sample("mpeg4"), VIEWS, SPECS))
+
+
+def test_a_record_that_is_no_view_is_an_error_not_a_bad_video(root: Path) -> None:
+    dataset = ClipDataset(root, table("h264"), SPECS)
+    with pytest.raises(ValueError, match="not a view record"):
+        dataset[0, StoredViews(np.zeros((1, 6)))]
+
+
+# --- stretches ---------------------------------------------------------------------------------
+
+
+def test_no_frame_is_taken_from_outside_a_stretch(root: Path) -> None:
+    spec = ClipSpec(frames=16, stride=10, size=64)  # 5 seconds: more than any stretch here
+    whole = View(0.0, 0.0, 0.0, 1.0, 1.0, flip=False)
+    for start, stop, first, last in [(0.5, 1.0, 15, 30), (2.0, 99.0, 60, 74), (2.0, None, 60, 74)]:
+        part = sample("h264", start, stop)
+        middle = (start + min(stop or 2.5, 2.5)) / 2
+        choose = StoredViews(np.array([[middle, *whole.as_row()[1:]]]))
+        (clips,) = read_clips(root, part, choose, [spec]).clips
+        numbers = [frame_number(frame) for frame in clips[0]]
+        assert numbers[0] == first
+        assert numbers[-1] == last
+        assert numbers == sorted(numbers)
+
+
+def test_views_are_drawn_inside_the_stretch(root: Path) -> None:
+    part = sample("h264", 1.0, 2.25)
+    choose = DrawnViews(RULE, tuple(range(50)))
+    centres = [view.centre_sec for view in choose(part, VideoInfo(96, 64, 2.5, 30.0))]
+    half = WIDE.span_sec / 2
+    assert 1.0 + half <= min(centres) < max(centres) <= 2.25 - half
+    (middle,) = central_view(part, VideoInfo(96, 64, 2.5, 30.0))
+    assert middle.centre_sec == 1.625
+
+
+def test_the_end_of_a_stretch_is_the_end_of_the_video_at_most() -> None:
+    info = VideoInfo(96, 64, duration_sec=2.5, frame_rate=30.0)
+    assert stretch(sample("h264"), info) == (0.0, 2.5)
+    assert stretch(sample("h264", 1.0, 2.0), info) == (1.0, 2.0)
+    assert stretch(sample("h264", 1.0, 9.0), info) == (1.0, 2.5)
+    for start in (2.5, 7.0):
+        with pytest.raises(
+            VideoError, match=rf"h264\.mp4: the sample starts at {start:.2f} s, but"
+        ):
+            stretch(sample("h264", start, 9.0), info)

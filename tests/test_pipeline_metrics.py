@@ -1,0 +1,60 @@
+"""Accuracies against a table made by hand and against torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.metrics import top_k
+
+LOGITS = np.array(
+    [
+        [9.0, 5.0, 1.0, 0.0],  # label 0: first
+        [5.0, 9.0, 1.0, 0.0],  # label 0: second
+        [5.0, 6.0, -2.0, 7.0],  # label 2: last
+        [-1.0, -4.0, -3.0, -2.0],  # label 2: third
+    ]
+)
+LABELS = np.array([0, 0, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("k", "share"), [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0), (5, 1.0), (400, 1.0)]
+)
+def test_top_k_by_hand(k: int, share: float) -> None:
+    assert top_k(LOGITS, LABELS, k) == share
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_against_torch(k: int, dtype: type[np.floating]) -> None:
+    rng = np.random.default_rng(0)
+    # Every row a shuffled 0, 1, … 10: no ties in any precision.
+    logits = rng.permuted(np.tile(np.arange(11.0), (200, 1)), axis=1).astype(dtype)
+    labels = rng.integers(11, size=200)
+    answers = torch.from_numpy(logits).topk(k, dim=1).indices
+    hits = (answers == torch.from_numpy(labels)[:, None]).any(dim=1)
+    assert top_k(logits, labels, k) == pytest.approx(hits.double().mean().item(), abs=1e-12)
+
+
+def test_a_constant_answer_scores_nothing() -> None:
+    assert top_k(np.zeros((5, 4)), np.arange(5) % 4, 1) == 0.0
+    assert top_k(np.zeros((5, 4)), np.arange(5) % 4, 3) == 0.0
+
+
+def test_ties_count_against_the_row() -> None:
+    logits = np.array([[3.0, 3.0, 1.0]])
+    assert [top_k(logits, np.array([0]), k) for k in (1, 2)] == [0.0, 1.0]
+    assert [top_k(logits, np.array([1]), k) for k in (1, 2)] == [0.0, 1.0]
+    assert top_k(logits, np.array([2]), 2) == 0.0
+
+
+@pytest.mark.parametrize("row", [[np.nan] * 3, [np.nan, 1.0, 0.0], [2.0, np.nan, 1.0]])
+def test_a_broken_answer_scores_nothing(row: list[float]) -> None:
+    assert top_k(np.array([row]), np.array([0]), 1) == 0.0
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        top_k(np.zeros((0, 4)), np.zeros(0, np.int64), 1)

@@ -1,0 +1,116 @@
+"""The command line: every command explains itself, and every mistake is one clear message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from chain_making import write_config
+from pipeline.config import Run
+from stages import cli
+
+COMMANDS = [
+    (cli.app, "prepare"),
+    (cli.app, "teach"),
+    (cli.app, "distill"),
+    (cli.app, "evaluate"),
+    (cli.app, "report"),
+    (cli.cache_app, "extract"),
+    (cli.cache_app, "info"),
+]
+
+
+@pytest.mark.parametrize(("app", "command"), COMMANDS)
+def test_every_command_has_a_help(app: typer.Typer, command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
+
+
+def test_all_commands_are_tried_here() -> None:
+    named = {(id(app), command.callback.__name__) for app in (cli.app, cli.cache_app)
+             for command in app.registered_commands if command.callback}
+    assert named == {(id(app), name) for app, name in COMMANDS}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> int:
+    """Run a command as its entry point does; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", [command, *arguments])
+    with pytest.raises(SystemExit) as stop:
+        {"dualkd": cli.main, "dualkd-cache": cli.cache_main}[command]()
+    return int(stop.value.code or 0)
+
+
+def test_an_unknown_dataset_lists_the_configs(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dualkd", "prepare", "--dataset", "k4000") == 1
+    error = capsys.readouterr().err
+    assert "k4000" in error
+    assert "mini" in error
+    assert "Traceback" not in error
+
+
+def test_all_mistakes_of_a_config_are_shown_at_once(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("configs/mini.yaml")
+    text = path.read_text()
+    text = text.replace("pool: 14", "pool: -1").replace("kind: aligned", "kind: alinged")
+    path.write_text(text.replace("temperature: 2.0", "temprature: 2.0"))
+    assert run(monkeypatch, "dualkd-cache", "extract", "--dataset", "mini") == 1
+    error = capsys.readouterr().err
+    for part in ("teach.pool", "-1", "extract.projection.kind", "alinged", "distill.temprature"):
+        assert part in error
+    assert "distill.temperature" in error  # it is missing now
+
+
+def test_an_unusable_device_is_refused(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("distill", "--dataset", "mini", "--device", "tpu9")
+    assert run(monkeypatch, "dualkd", *arguments) == 2
+    assert "tpu9" in capsys.readouterr().err
+
+
+def test_an_unknown_model_names_the_nearest(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(Path.cwd(), ("student: pytorchvideo/x3d_nano", "student: pytorchvideo/x3d_nono"))
+    assert run(monkeypatch, "dualkd", "distill", "--dataset", "mini") == 1
+    assert "pytorchvideo/x3d_nano" in capsys.readouterr().err
+
+
+def test_info_as_json_and_as_a_table(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dualkd-cache", "info", str(mini.cache_path), "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["coverage"] == 1
+    assert facts["samples"] == 14
+    assert run(monkeypatch, "dualkd-cache", "info", str(mini.cache_path)) == 0
+    table = capsys.readouterr().out
+    assert facts["fingerprint"] in table
+    assert "vit/logits/action" in table
+
+
+def test_info_on_no_cache_says_so(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dualkd-cache", "info", "configs") == 1
+    assert "configs" in capsys.readouterr().err
+
+
+def test_help_does_not_import_torch() -> None:
+    """Commands answer at once; torch takes seconds to import."""
+    code = "import sys, stages.cli; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).parents[1]
+    shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"

@@ -1,0 +1,173 @@
+"""Stage two: the same clips, the same start, only the loss differs; views are replayed exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from queue import Queue
+
+import numpy as np
+import pytest
+import torch
+
+from cache import CacheError, IdentityMismatch, open_cache
+from chain_making import write_config
+from pipeline.config import Run
+from pipeline.models import count_flops, count_parameters, create_model
+from pipeline.samples import samples_from_table
+from pipeline.training import LABELS_ONLY, Batch, Method
+from pipeline.weights import load_weights
+from stages import distill as stage
+from stages.distill import Job, check_cache, train_student
+from stages.feed import Feed, teacher_fields
+
+
+def job(run: Run, variant: str, out: str = "trained") -> Job:
+    return Job(run, variant, run.cache_path, Path(out), "cpu", threads=1, workers=0)
+
+
+def feed(run: Run, *, workers: int = 0, stored: bool = True) -> list[Batch]:
+    """The batches of two epochs with all terms on."""
+    cache = open_cache(run.cache_path)
+    samples = samples_from_table(cache.samples, "cache")
+    method = Method(run.distill.weights, temperature=run.distill.temperature)
+    made = Feed(run, cache, samples, method, torch.device("cpu"), workers)
+    made.stored = stored
+    return [batch for epoch in range(2) for batch in made(epoch)]
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.names == other.names
+        assert torch.equal(one.clips, other.clips)
+        assert torch.equal(one.labels["action"], other.labels["action"])
+
+
+def test_stored_clips_are_the_pixels_of_live_decoding(mini: Run) -> None:
+    assert_same(feed(mini), feed(mini, stored=False))
+
+
+@pytest.mark.slow
+def test_batches_do_not_depend_on_the_number_of_data_workers(mini: Run) -> None:
+    one = feed(mini, stored=False, workers=1)
+    assert_same(one, feed(mini, stored=False, workers=2))
+    assert_same(one, feed(mini))
+
+
+def test_every_epoch_has_each_sample_once_and_all_views_take_turns(mini: Run) -> None:
+    cache = open_cache(mini.cache_path)
+    made = Feed(
+        mini,
+        cache,
+        samples_from_table(cache.samples, "cache"),
+        Method(LABELS_ONLY),
+        torch.device("cpu"),
+        0,
+    )
+    seen: dict[str, set[bytes]] = {}
+    for epoch in range(cache.num_views):
+        names = []
+        for batch in made(epoch):
+            names += batch.names
+            for name, clip in zip(batch.names, batch.clips, strict=True):
+                seen.setdefault(name, set()).add(clip.numpy().tobytes())
+        assert sorted(names) == sorted(cache.samples["sample_id"].to_pylist())
+    assert all(len(clips) == cache.num_views for clips in seen.values())
+
+
+def test_cached_rows_stand_beside_their_own_clips(mini: Run) -> None:
+    cache = open_cache(mini.cache_path)
+    ids = cache.samples["sample_id"].to_pylist()
+    for batch in feed(mini):
+        for place, name in enumerate(batch.names):
+            rows = [ids.index(name)] * cache.num_views
+            stored = cache.read(rows, range(cache.num_views))
+            clips = stored[f"clip/{mini.distill.student}"]
+            view = next(v for v in rows_of(clips, batch.clips[place].numpy()))
+            pooled = stored["vit/pooled"][view].astype(np.float32)
+            assert batch.teachers is not None
+            assert batch.teachers.vit_pooled is not None
+            np.testing.assert_array_equal(batch.teachers.vit_pooled[place].numpy(), pooled)
+            assert batch.labels["action"][place] == cache.samples["label_action"][rows[0]].as_py()
+
+
+def rows_of(clips: np.ndarray, clip: np.ndarray) -> list[int]:
+    return [view for view in range(len(clips)) if np.array_equal(clips[view], clip)]
+
+
+def test_only_the_fields_that_a_term_needs_are_read(mini: Run) -> None:
+    samples = samples_from_table(open_cache(mini.cache_path).samples, "cache")
+    weights = mini.distill.weights
+    assert teacher_fields(samples, Method(LABELS_ONLY)) == []
+    only = {
+        "kd": ["vit/logits/action", "cnn/logits/action"],
+        "rkd": ["vit/pooled"],
+        "sdd": ["residual"],
+    }
+    for name, fields in only.items():
+        chosen = LABELS_ONLY.model_copy(update={name: getattr(weights, name)})
+        assert teacher_fields(samples, Method(chosen)) == fields
+
+
+def test_the_student_is_the_plain_backbone(mini: Run) -> None:
+    """The structure discrepancy branch is gone: same parameters, same FLOPs, same names."""
+    train_student(job(mini, "student"), 0, Queue())
+    plain = create_model(mini.distill.student, 14)
+    student = load_weights(
+        mini.distill.student, {"action": 14}, Path("trained/student.safetensors")
+    )
+    assert count_parameters(student) == count_parameters(plain)
+    assert count_flops(student) == count_flops(plain)
+    assert student.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_training_twice_gives_the_same_bytes(mini: Run) -> None:
+    for out in ("one", "two"):
+        train_student(job(mini, "student", out), 0, Queue())
+    one, two = (Path(f"{out}/student.safetensors").read_bytes() for out in ("one", "two"))
+    assert one == two
+
+
+def test_without_terms_the_student_is_the_baseline(mini: Run) -> None:
+    """Same start, same clips, same dropout: the loss is the only difference between the two."""
+    run = write_config(Path.cwd(), ("{kd: 1.0, sdd: 0.1, rkd: 0.1}", "{kd: 0, sdd: 0, rkd: 0}"))
+    for variant in ("student", "baseline"):
+        train_student(job(run, variant), 0, Queue())
+    models = [
+        load_weights(run.distill.student, {"action": 14}, Path(f"trained/{name}.safetensors"))
+        for name in ("student", "baseline")
+    ]
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_another_cache_is_refused_naming_what_differs(mini: Run) -> None:
+    other = write_config(Path.cwd(), ("scale: [0.7, 1.0], span_sec", "scale: [0.5, 1.0], span_sec"))
+    with pytest.raises(IdentityMismatch, match=r"views\.scale"):
+        check_cache(other, open_cache(other.cache_path))
+
+
+def test_missing_views_are_refused_with_the_command_that_makes_them(mini: Run) -> None:
+    other = write_config(Path.cwd(), ("views: {count: 2", "views: {count: 3"))
+    with pytest.raises(CacheError, match="dualkd-cache extract --dataset mini"):
+        check_cache(other, open_cache(other.cache_path))
+
+
+@pytest.mark.slow
+def test_both_students_side_by_side(mini: Run) -> None:
+    stage.distill(mini, cache_path=mini.cache_path, device=torch.device("cpu"), workers=0)
+    out = mini.outputs / "distill"
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "baseline.csv",
+        "baseline.safetensors",
+        "datw.csv",
+        "distill.json",
+        "metrics.jsonl",
+        "student.csv",
+        "student.safetensors",
+    }
+    train_student(job(mini, "student"), 0, Queue())  # alone, in this process: the same student
+    assert (out / "student.safetensors").read_bytes() == Path(
+        "trained/student.safetensors"
+    ).read_bytes()
