@@ -132,12 +132,13 @@ class Video:
                     # AVI stores no presentation stamps, and with B-frames FFmpeg's guess at them
                     # goes back and forth; stamps of decoding count the frames as they come out.
                     ticks = frame.dts if in_avi else frame.pts
-                    # The last frames of an AVI and all of a raw stream have none: the mean rate.
-                    following = 0.0 if stamp is None else stamp + step
+                    # Some frames have no stamp, such as the last ones of an AVI: the mean rate.
+                    due = 0.0 if stamp is None else stamp + step
+                    seconds = due if ticks is None else ticks * unit
                     if stamp is None:
-                        self._first_sec = following if ticks is None else ticks * unit
-                    stamp = following if ticks is None else ticks * unit
-                    presented = stamp - self._first_sec
+                        self._first_sec = seconds
+                    stamp = seconds
+                    presented = seconds - self._first_sec
                     yield presented, frame
         except av.error.FFmpegError as error:
             raise self._damaged(presented, error.strerror) from error

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cache import describe
-from pipeline.config import Run, load_config
+from pipeline.config import Run, Weights, load_config
 from pipeline.samples import Sample, build_samples, write_samples
 from stages.files import write_csv, write_json
 
@@ -32,10 +32,21 @@ SCORES = {
 }
 
 
+def load_run(videos: Path, terms: tuple[str, ...] = ("kd", "sdd", "rkd")) -> Run:
+    """The demo's config with other videos, and with weight on some terms only."""
+    run = load_config(CONFIG)
+    weights = Weights(**{term: 0.5 * (term in terms) for term in ("kd", "sdd", "rkd")})
+    return run.model_copy(
+        update={
+            "prepare": run.prepare.model_copy(update={"root": str(videos)}),
+            "distill": run.distill.model_copy(update={"weights": weights}),
+        }
+    )
+
+
 def make_run(videos: Path, *, terms: tuple[str, ...] = ("kd", "sdd", "rkd")) -> Run:
     """Write every input of the report below the working folder."""
-    run = load_config(CONFIG)
-    run = run.model_copy(update={"prepare": run.prepare.model_copy(update={"root": str(videos)})})
+    run = load_run(videos, terms)
     paths = sorted(path.relative_to(videos).as_posix() for path in videos.rglob("*.mp4"))
     rows = [
         Sample(f"video-{index}", path, "test", {"action": index})

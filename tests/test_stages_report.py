@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_making import CACHE, CLASSES, CONFIG, EPOCHS, SCORES, make_run
+from report_making import CACHE, CLASSES, EPOCHS, SCORES, load_run, make_run
 
-from pipeline.config import load_config
 from pipeline.datasets import figures
 from stages import curves, findings, wording
 from stages.charts import ticks
@@ -173,9 +172,7 @@ def test_a_video_that_is_gone_is_said_to_be_gone(
     monkeypatch.chdir(tmp_path)
     gone = sorted((tmp_path / "videos").rglob("*.mp4"))[0]
     gone.unlink()
-    run = make_run(videos)
-    prepare = run.prepare.model_copy(update={"root": str(tmp_path / "videos")})
-    path = report(run.model_copy(update={"prepare": prepare}), cache_path=CACHE)
+    path = report(load_run(tmp_path / "videos"), cache_path=CACHE)
     assert f"No frames: {gone}: no such file" in Page(path.read_text(encoding="utf-8")).text
 
 
@@ -193,13 +190,18 @@ def test_a_video_that_is_gone_is_said_to_be_gone(
     ],
 )
 def test_a_missing_input_is_named_with_the_command_that_makes_it(
-    outputs: Path, name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outputs: Path,
+    videos: Path,
+    name: str,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(outputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     (Path("outputs/demo") / name).unlink()
     with pytest.raises(ReportError, match=f"{name} is missing; `{command} --dataset demo` makes"):
-        report(load_config(CONFIG), cache_path=CACHE)
+        report(load_run(videos), cache_path=CACHE)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +218,7 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(
 )
 def test_inputs_that_do_not_fit_are_refused(
     outputs: Path,
+    videos: Path,
     name: str,
     change: dict[str, Any] | None,
     message: str,
@@ -230,13 +233,23 @@ def test_inputs_that_do_not_fit_are_refused(
     else:
         write_json(path, json.loads(path.read_text()) | change)
     with pytest.raises(ReportError, match=message):
-        report(load_config(CONFIG), cache_path=CACHE)
+        report(load_run(videos), cache_path=CACHE)
 
 
-def test_a_cache_that_is_not_there(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_terms_than_the_config_has_are_refused(
+    outputs: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(outputs)
+    with pytest.raises(ReportError, match="weights.rkd is 0, but the student was trained with "):
+        report(load_run(videos, ("kd", "sdd")), cache_path=CACHE)
+
+
+def test_a_cache_that_is_not_there(
+    outputs: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(outputs)
     with pytest.raises(ReportError, match="no cache at elsewhere; `dualkd-cache extract"):
-        report(load_config(CONFIG), cache_path=Path("elsewhere"))
+        report(load_run(videos), cache_path=Path("elsewhere"))
 
 
 def test_teacher_time_is_the_arithmetic_on_the_page() -> None:
