@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 _WIDTH, _HEIGHT = 360, 210  # about the width of a telephone: text keeps its size there
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
 _LABEL_CHARACTERS = 15
-_STRONGEST = 0.6  # opacity of the fullest cell; figures on it must stay readable
+_STRONGEST = 0.55  # opacity of the fullest cell; figures on it must stay readable
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from pipeline.metrics import top_k
 from pipeline.models import VideoModel, count_flops, count_parameters
 from pipeline.samples import Samples, read_samples
 from pipeline.training import predict
-from pipeline.weights import load_weights
+from pipeline.views import ClipSpec
+from pipeline.weights import load_weights, weights_digest
 from stages.files import write_csv, write_json
 from stages.progress import console, track
+
 
 class EvaluateError(ValueError):
     """Evaluation cannot be done; the message says why."""
@@ -44,6 +46,7 @@ def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -
             "model": model.name,
             "top1": top_k(scored.logits[role], labels, 1),
             "top5": top_k(scored.logits[role], labels, 5),
+            "weights_sha256": weights_digest(model.net),
             "parameters": count_parameters(model),
             "flops": count_flops(model),
             "ms_per_clip": 1000 * scored.seconds[role] / len(labels),
@@ -96,6 +99,8 @@ def score(
     """
     scored = Scored(list(models))
     specs = list(dict.fromkeys(model.clip for model in models.values()))
+    for model in models.values():  # the first pass of a process sets things up: not timed
+        predict(model, _blank(model.clip).to(_device(model)))
     requests: list[list[Request]] = [
         [(row, central_view) for row in range(start, min(start + batch_size, len(samples)))]
         for start in range(0, len(samples), batch_size)
@@ -114,7 +119,7 @@ def score(
             which = specs.index(model.clip)
             clips = np.concatenate([read.clips.clips[which] for read in good if read.clips])
             started = time.perf_counter()
-            answer = predict(model, torch.from_numpy(clips).to(next(model.parameters()).device))
+            answer = predict(model, torch.from_numpy(clips).to(_device(model)))
             logits[role].append(answer[head].float().cpu().numpy())
             scored.seconds[role] += time.perf_counter() - started
     if not rows:
@@ -123,6 +128,14 @@ def score(
     scored.rows = np.array(rows)
     scored.logits = {role: np.concatenate(parts) for role, parts in logits.items()}
     return scored
+
+
+def _blank(clip: ClipSpec) -> torch.Tensor:
+    return torch.zeros(1, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
+
+
+def _device(model: VideoModel) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _write_answers(out: Path, samples: Samples, scored: Scored, labels: NDArray[np.int64]) -> None:

@@ -20,6 +20,12 @@ _CONFUSIONS = 8
 _STUDENTS = 5  # on the axis of teacher time
 Array = NDArray[Any]
 
+_KINDS = {
+    "missing": "not extracted yet",
+    "unreadable_video": "whose video could not be read",
+    "non_finite_output": "with a teacher output that is not finite",
+}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -185,10 +191,3 @@ def explain_coverage(rows: Mapping[str, int]) -> str:
         f"{count(valid)} of {count(whole)} rows ({percent(valid / whole)}) are valid; the rest: "
         + (", ".join(bad) + ".")
     )
-
-
-_KINDS = {
-    "missing": "not extracted yet",
-    "unreadable_video": "whose video could not be read",
-    "non_finite_output": "with a teacher output that is not finite",
-}

@@ -172,8 +172,8 @@ def check_same_run(inputs: Inputs) -> None:
     """Refuse a page that mixes two runs.
 
     Raises:
-        ReportError: the student was trained from another cache, the cache was made by other
-            teachers than those that were scored, or the answers are of other videos.
+        ReportError: the student was trained from another cache or with other terms, the cache was
+            made by other teachers than those that were scored, or the answers are of other videos.
     """
     dataset, cache = inputs.run.dataset, inputs.cache
     trained, found = inputs.distill["cache_fingerprint"], cache["fingerprint"]
@@ -182,6 +182,13 @@ def check_same_run(inputs: Inputs) -> None:
             f"the student was trained from the cache {trained}, but {cache['path']} is {found}; "
             f"`dualkd distill --dataset {dataset}` trains it anew, --cache names another cache"
         )
+    for term, weight in inputs.run.distill.weights.model_dump().items():
+        if (weight > 0) != (term in inputs.logs["student"]):
+            raise ReportError(
+                f"distill.weights.{term} is {weight:g}, but the student was trained "
+                f"{'without' if weight > 0 else 'with'} this term; "
+                f"`dualkd distill --dataset {dataset}` trains it anew"
+            )
     for role, teacher in cache["teachers"].items():
         scored, cached = inputs.teach[role]["weights_sha256"], teacher["weights_sha256"]
         if scored != cached:
@@ -190,8 +197,12 @@ def check_same_run(inputs: Inputs) -> None:
                 f"the cache was made by {cached}; `dualkd teach --dataset {dataset}` and "
                 f"`dualkd-cache extract --dataset {dataset} --replace` bring them together"
             )
+    _check_answers(inputs)
+
+
+def _check_answers(inputs: Inputs) -> None:
     videos, answers = inputs.metrics["videos"], inputs.answers["sample_id"].tolist()
-    again = f"`dualkd evaluate --dataset {dataset}` answers anew"
+    again = f"`dualkd evaluate --dataset {inputs.run.dataset}` answers anew"
     if videos != len(answers):
         raise ReportError(
             f"metrics.json counts {videos} videos, answers.parquet {len(answers)}; {again}"

@@ -1,15 +1,16 @@
-"""A small fake run with every input of the report, below the working folder."""
+"""A small fake run with every input of the report, and a reader of the page that it becomes."""
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import cache_making
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import cache_making
 from cache import describe
 from pipeline.config import Run, Weights, load_config
 from pipeline.samples import Sample, build_samples, write_samples
@@ -107,3 +108,43 @@ def write_distillation(run: Run, terms: tuple[str, ...]) -> None:
             cache_making.fill_cache(writer)
     fingerprint = describe(CACHE)["fingerprint"]
     write_json(out / "distill.json", {"cache_fingerprint": fingerprint, "rows_per_epoch": 10})
+
+
+class Page(HTMLParser):
+    """Collects what a test asks about; refuses tags that are not closed in order."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "wbr", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.circles: dict[str, int] = {}  # of each chart, by its label
+        self.text = ""
+        self._open: list[str] = []
+        self._chart = ""
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "svg":
+            self._chart = dict(attrs).get("aria-label") or ""
+        if tag == "circle":
+            self.circles[self._chart] = self.circles.get(self._chart, 0) + 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.text += data
+
+    def having(self, name: str, value: str) -> list[str]:
+        """The tags with an attribute of that value."""
+        return [tag for tag, attributes in self.elements if attributes.get(name) == value]

@@ -11,9 +11,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from cache_making import IDENTITY, full_cache, make_cache
 
 from cache import CacheError, open_cache, open_writer
+from cache_making import IDENTITY, full_cache, make_cache
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,17 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_making import (
-    FIELDS,
-    IDENTITY,
-    PROJECTION,
-    chunk_arrays,
-    contents,
-    expected_rows,
-    full_cache,
-    make_cache,
-    samples_table,
-)
 
 from cache import (
     CacheError,
@@ -41,6 +30,17 @@ from cache import (
     open_writer,
 )
 from cache.commits import _sealed
+from cache_making import (
+    FIELDS,
+    IDENTITY,
+    PROJECTION,
+    chunk_arrays,
+    contents,
+    expected_rows,
+    full_cache,
+    make_cache,
+    samples_table,
+)
 
 
 @pytest.fixture(scope="module")

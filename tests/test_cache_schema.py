@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from cache_making import IDENTITY, samples_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from cache import (
     identity_differences,
 )
 from cache.schema import canonical_json, check_identity, check_samples
+from cache_making import IDENTITY, samples_table
 
 
 def changed(**changes: object) -> dict[str, Any]:

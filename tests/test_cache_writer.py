@@ -22,6 +22,17 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 import zarr
+
+from cache import (
+    CacheError,
+    Field,
+    IdentityMismatch,
+    PendingChunk,
+    fingerprint,
+    is_cache,
+    open_cache,
+    open_writer,
+)
 from cache_making import (
     FIELDS,
     IDENTITY,
@@ -33,17 +44,6 @@ from cache_making import (
     full_cache,
     make_cache,
     samples_table,
-)
-
-from cache import (
-    CacheError,
-    Field,
-    IdentityMismatch,
-    PendingChunk,
-    fingerprint,
-    is_cache,
-    open_cache,
-    open_writer,
 )
 
 ROOT = Path(__file__).parent.parent

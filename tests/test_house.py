@@ -52,7 +52,11 @@ def test_no_file_names_a_registry_host_or_pickles() -> None:
 
 def test_every_dependency_has_a_pin() -> None:
     pins = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().split("\n")}
-    declared = re.findall(r'^    "([A-Za-z0-9_.-]+)(?:\[\w+\])?>=', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    declared = re.findall(
+        r'^    "([A-Za-z0-9_.-]+)(?:\[\w+\])?>=',
+        (ROOT / "pyproject.toml").read_text(),
+        re.MULTILINE,
+    )
     assert declared
     assert not {name for name in declared if name not in pins}
 

@@ -9,11 +9,10 @@ import av
 import numpy as np
 import pytest
 import torch
-import video_making as making
 import xxhash
 from numpy.typing import NDArray
-from video_making import frame_number, write_video
 
+import video_making as making
 from pipeline.clips import (
     ClipDataset,
     DrawnViews,
@@ -29,6 +28,7 @@ from pipeline.clips import (
 from pipeline.samples import Sample, Samples, build_samples
 from pipeline.video import VideoError, VideoInfo
 from pipeline.views import ClipSpec, View, ViewRule, cut_clip
+from video_making import frame_number, write_video
 
 WIDE = ClipSpec(frames=6, stride=4, size=32)
 DENSE = ClipSpec(frames=9, stride=2, size=20)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import chain_making
 import numpy as np
 import pytest
 import torch
 
+import chain_making
 from cache.schema import fingerprint
 from pipeline import identity as identity_module
 from pipeline.config import Run

@@ -10,12 +10,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import video_making as making
 from numpy.typing import NDArray
-from video_making import frame_number, numbered_frame, write_video
 
+import video_making as making
 from pipeline import video as video_module
 from pipeline.video import Frames, VideoError, open_video
+from video_making import frame_number, numbered_frame, write_video
 
 CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
 

@@ -34,8 +34,12 @@ def test_every_command_has_a_help(app: typer.Typer, command: str) -> None:
 
 
 def test_all_commands_are_tried_here() -> None:
-    named = {(id(app), command.callback.__name__) for app in (cli.app, cli.cache_app)
-             for command in app.registered_commands if command.callback}
+    named = {
+        (id(app), command.callback.__name__)
+        for app in (cli.app, cli.cache_app)
+        for command in app.registered_commands
+        if command.callback
+    }
     assert named == {(id(app), name) for app, name in COMMANDS}
 
 

@@ -90,7 +90,9 @@ def test_teach_scores_both_teachers(mini: Run) -> None:
 
 
 def test_teach_trains_only_what_is_asked_for(mini: Run) -> None:
-    before = {role: Path(f"configs/mini/{role}.safetensors").read_bytes() for role in ("vit", "cnn")}
+    before = {
+        role: Path(f"configs/mini/{role}.safetensors").read_bytes() for role in ("vit", "cnn")
+    }
     teach(mini, train_them=True, only="cnn", device=CPU, workers=0)
     assert Path("configs/mini/vit.safetensors").read_bytes() == before["vit"]
     assert Path("configs/mini/cnn.safetensors").read_bytes() != before["cnn"]

@@ -61,6 +61,7 @@ class Body:
     shirt: tuple[int, int, int]
     trousers: tuple[int, int, int]
     hair: tuple[int, int, int]
+    badge: tuple[int, int, int]  # on the chest: it tells front from back
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,12 @@ def _draw_body(rng: np.random.Generator, *, bright: bool) -> Body:
         skin=(round(250 * tone), round(200 * tone), round(165 * tone)),
         shirt=_colour(rng, dark=low, bright=high),
         trousers=_colour(rng, dark=low, bright=high),
-        hair=_colour(rng, dark=0.05, bright=0.5),
+        hair=_colour(rng, dark=0.05, bright=0.25)
+        if tone > 0.65
+        else _colour(rng, dark=0.8, bright=1.0),
+        badge=_colour(rng, dark=0.05, bright=0.3)
+        if bright
+        else _colour(rng, dark=0.85, bright=1.0),
     )
 
 
@@ -421,11 +427,14 @@ def _paint_person(
         _limb(draw, [hip, knee, foot], body.limb, body.trousers)
     torso = [(x, hips_y), (x, shoulders_y)]
     _limb(draw, torso, body.limb * (1.2 + 1.1 * abs(facing)), body.shirt)
+    if facing > 0:
+        chest = (x + side_on * 0.085 * unit, 0.6 * shoulders_y + 0.4 * hips_y)
+        draw.ellipse(_box(*chest, 0.06 * unit), fill=body.badge)
     head = (x, shoulders_y - (0.06 + body.head) * unit * (0.35 + 0.65 * pose.torso))
     draw.ellipse(_box(*head, body.head * unit), fill=body.skin if facing > 0 else body.hair)
     if facing > 0:  # a nose, and hair above: the face says which way the body is turned
         nose = (head[0] + side_on * body.head * unit, head[1] + 0.02 * unit)
-        draw.ellipse(_box(*nose, 0.035 * unit), fill=body.hair)
+        draw.ellipse(_box(*nose, 0.05 * unit), fill=body.hair)
     for side, sign in ((_LEFT, -1.0), (_RIGHT, 1.0)):
         shoulder = (sideways(sign * 0.1 * unit), shoulders_y + 0.02 * unit)
         upper = pose.upper_arm[side]
