@@ -69,7 +69,7 @@ class Prepare(_Section):
 
 
 class Recipe(_Section):
-    """How a network is trained: AdamW, linear warm-up, cosine decay."""
+    """How a network is trained: AdamW, warm-up and decay along half a cosine each."""
 
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)]

@@ -90,6 +90,11 @@ def _train_teacher(
         requests: list[list[Request]] = [[(int(row), view) for row in rows] for rows in order]
         for reads in iterate(dataset, requests, workers):
             good = [read for read in reads if read.clips is not None]
+            for read in reads:
+                if read.error is not None:
+                    console.print(f"left out of epoch {epoch}: {read.error}")
+            if not good:
+                continue
             rows = np.array([read.row for read in good])
             clips = np.concatenate([read.clips.clips[0] for read in good if read.clips])
             yield Batch(
