@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context, managers
+from multiprocessing import get_context, managers, parent_process
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -132,6 +132,13 @@ def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
     """Train one variant; runs in its own process and puts `index` into `ticks` after each step."""
     run, device = job.run, torch.device(job.device)
     torch.set_num_threads(job.threads)
+    parent = parent_process()
+
+    def on_step() -> None:
+        if parent is not None and not parent.is_alive():
+            raise SystemExit("the process that started this training is gone")
+        ticks.put(index)
+
     cache = open_cache(job.cache_path)
     samples = samples_from_table(cache.samples, str(cache.path))
     recipe = run.distill.train
@@ -157,7 +164,7 @@ def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
         method=method,
         batches=feed,
         steps_per_epoch=feed.steps,
-        on_step=lambda: ticks.put(index),
+        on_step=on_step,
     ):
         logs.append(log)
     facts = {"variant": job.variant, "cache": cache.fingerprint, "seed": run.distill.seed}
