@@ -192,6 +192,11 @@ class ClipDataset(Dataset[Read]):
         return Read(row, clips, None)
 
 
+def in_batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
+    """Cut requests, in order, into batches of `size`; the last may be smaller."""
+    return [list(requests[start : start + size]) for start in range(0, len(requests), size)]
+
+
 def iterate(
     dataset: ClipDataset, batches: Sequence[Sequence[Request]], workers: int
 ) -> Iterator[list[Read]]:

@@ -22,14 +22,14 @@ import torch
 from cache import CacheError, TeacherCache, open_cache
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config import Run
-from pipeline.identity import build_identity
 from pipeline.models import create_model
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import LABELS_ONLY, EpochLog, Method, steps_in_epoch, train
-from pipeline.weights import load_weights, save_weights
+from pipeline.weights import save_weights
 from stages.feed import Feed, clip_field, valid_rows
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
+from stages.teachers import identity_for, load_teachers
 
 VARIANTS = ("baseline", "student")
 
@@ -86,12 +86,8 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
         cache.CacheError: rows are missing.
     """
     samples = samples_from_table(cache.samples, str(cache.path))
-    vit, cnn = (
-        load_weights(teacher.model, samples.heads, Path(teacher.weights))
-        for teacher in (run.teach.vit, run.teach.cnn)
-    )
-    sha256 = cache.identity.get("projection", {}).get("sha256", "")
-    cache.check_identity(build_identity(run, samples, vit, cnn, sha256))
+    teachers = load_teachers(run, samples, torch.device("cpu"))
+    cache.check_identity(identity_for(run, samples, teachers, cache))
     if cache.num_views < run.extract.views.count or cache.coverage < 1:
         raise CacheError(
             f"{cache.path} holds {cache.num_views} views and {cache.coverage:.1%} of their rows; "

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline.clips import ClipDataset, Request, central_view, iterate
+from pipeline.clips import ClipDataset, Request, central_view, in_batches, iterate
 from pipeline.config import Run
 from pipeline.metrics import top_k
 from pipeline.models import VideoModel, count_flops, count_parameters
@@ -20,22 +20,21 @@ from pipeline.samples import Samples, read_samples
 from pipeline.training import predict
 from pipeline.views import ClipSpec
 from pipeline.weights import load_weights, weights_digest
+from stages.distill import VARIANTS
 from stages.files import write_csv, write_json
 from stages.progress import console, track
+from stages.teachers import load_teachers
 
 
 class EvaluateError(ValueError):
     """Evaluation cannot be done; the message says why."""
 
 
-ROLES = ("vit", "cnn", "baseline", "student")
-
-
 def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -> None:
     """Score all four on the single centre view and write metrics, answers and tables."""
     samples = read_samples(run.samples_path).of_splits([run.evaluate.split])
     out = run.outputs / "evaluate"
-    models = {role: model.to(device) for role, model in load_models(run, samples).items()}
+    models = load_teachers(run, samples, device).by_role() | _load_students(run, samples, device)
     scored = score(models, Path(run.prepare.root), samples, workers, batch_size)
     head = next(iter(samples.heads))
     labels = samples.table[f"label_{head}"].to_numpy()[scored.rows]
@@ -60,16 +59,13 @@ def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -
     _write_tables(out, samples.classes[head], scored, labels)
 
 
-def load_models(run: Run, samples: Samples) -> dict[str, VideoModel]:
-    """The four networks by role."""
-    distilled = run.outputs / "distill"
-    places = {
-        "vit": (run.teach.vit.model, Path(run.teach.vit.weights)),
-        "cnn": (run.teach.cnn.model, Path(run.teach.cnn.weights)),
-        "baseline": (run.distill.student, distilled / "baseline.safetensors"),
-        "student": (run.distill.student, distilled / "student.safetensors"),
+def _load_students(run: Run, samples: Samples, device: torch.device) -> dict[str, VideoModel]:
+    """What `distill` made, by variant."""
+    paths = {variant: run.outputs / "distill" / f"{variant}.safetensors" for variant in VARIANTS}
+    return {
+        variant: load_weights(run.distill.student, samples.heads, path).to(device)
+        for variant, path in paths.items()
     }
-    return {role: load_weights(name, samples.heads, path) for role, (name, path) in places.items()}
 
 
 class Scored:
@@ -101,15 +97,13 @@ def score(
     specs = list(dict.fromkeys(model.clip for model in models.values()))
     for model in models.values():  # the first pass of a process sets things up: not timed
         predict(model, _blank(model.clip).to(_device(model)))
-    requests: list[list[Request]] = [
-        [(row, central_view) for row in range(start, min(start + batch_size, len(samples)))]
-        for start in range(0, len(samples), batch_size)
-    ]
+    requests: list[Request] = [(row, central_view) for row in range(len(samples))]
+    batches = in_batches(requests, batch_size)
     head = next(iter(samples.heads))
     rows: list[int] = []
     logits: dict[str, list[NDArray[np.float32]]] = {role: [] for role in models}
-    reads = iterate(ClipDataset(root, samples, specs), requests, workers)
-    for batch in track(reads, total=len(requests), what="evaluating", unit="batches"):
+    reads = iterate(ClipDataset(root, samples, specs), batches, workers)
+    for batch in track(reads, total=len(batches), what="evaluating", unit="batches"):
         scored.errors |= {read.row: read.error for read in batch if read.error is not None}
         good = [read for read in batch if read.clips is not None]
         if not good:

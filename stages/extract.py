@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from cache import (
     CacheError,
@@ -31,46 +29,21 @@ from cache import (
     open_cache,
     open_writer,
 )
-from pipeline.clips import ClipDataset, DrawnViews, Read, Request, iterate
+from pipeline.clips import ClipDataset, DrawnViews, Request, in_batches, iterate
 from pipeline.config import Run
 from pipeline.identity import build_identity, projection_digest, view_rule
-from pipeline.models import Features, VideoModel, model_entry
+from pipeline.models import model_entry
 from pipeline.projection import Projection, ProjectionSums
 from pipeline.samples import Samples, read_samples
-from pipeline.views import normalise
-from pipeline.weights import load_weights
+from stages.chunk_arrays import ChunkArrays
 from stages.feed import clip_field
 from stages.files import write_json
 from stages.progress import console, meter, track
+from stages.teachers import Teachers, identity_for, load_teachers
 
 
 class ExtractError(RuntimeError):
     """Extraction stops; the message says why, and what was kept."""
-
-
-@dataclass(frozen=True)
-class Teachers:
-    """The two teachers on their device, and how many clips they take at once."""
-
-    vit: VideoModel
-    cnn: VideoModel
-    device: torch.device
-    batch_size: int
-
-    @torch.inference_mode()
-    def features(self, reads: Sequence[Read]) -> Iterator[tuple[Features, Features]]:
-        """Outputs of both for all views of all samples, a batch of clips at a time."""
-        both = [
-            np.concatenate([read.clips.clips[which] for read in reads if read.clips is not None])
-            for which in (0, 1)
-        ]
-        for start in range(0, len(both[0]), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield self._one(self.vit, both[0][part]), self._one(self.cnn, both[1][part])
-
-    def _one(self, model: VideoModel, clips: NDArray[np.uint8]) -> Features:
-        batch = normalise(torch.from_numpy(clips).to(self.device), model.clip)
-        return model.features(batch.contiguous(memory_format=torch.channels_last_3d))
 
 
 @dataclass(frozen=True)
@@ -96,14 +69,7 @@ def extract(run: Run, options: Options) -> None:
     samples = _shuffled(read_samples(run.samples_path).of_splits(run.extract.splits), run)
     if options.limit is not None:
         samples = samples.take(range(min(options.limit, len(samples))))
-    teachers = Teachers(
-        vit=load_weights(run.teach.vit.model, samples.heads, Path(run.teach.vit.weights)),
-        cnn=load_weights(run.teach.cnn.model, samples.heads, Path(run.teach.cnn.weights)),
-        device=options.device,
-        batch_size=options.batch_size,
-    )
-    for model in (teachers.vit, teachers.cnn):
-        model.to(options.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    teachers = load_teachers(run, samples, options.device)
     with _open_or_create(run, options, samples, teachers) as writer:
         projection = _stored_projection(options.out)
         _check_samples(options.out, samples)
@@ -132,9 +98,7 @@ def _open_or_create(
     if options.replace:
         _put_in_place(run, out, samples, teachers)
     if is_cache(out):
-        sha256 = open_cache(out).identity.get("projection", {}).get("sha256", "")
-        identity = build_identity(run, samples, teachers.vit, teachers.cnn, sha256)
-        return open_writer(out, identity=identity)
+        return open_writer(out, identity=identity_for(run, samples, teachers, open_cache(out)))
     check_place(out)  # before the calibration, which takes its time
     arrays = _fit_projection(run, options, samples, teachers).arrays()
     return create_cache(
@@ -156,8 +120,7 @@ def _put_in_place(run: Run, out: Path, samples: Samples, teachers: Teachers) -> 
 
     def is_wanted(path: Path) -> bool:
         stored = open_cache(path)
-        sha256 = stored.identity.get("projection", {}).get("sha256", "")
-        identity = build_identity(run, samples, teachers.vit, teachers.cnn, sha256)
+        identity = identity_for(run, samples, teachers, stored)
         return fingerprint(identity) == stored.fingerprint and stored.samples.equals(samples.table)
 
     if not is_cache(out) or is_wanted(out):
@@ -204,12 +167,12 @@ def _fit_projection(run: Run, options: Options, samples: Samples, teachers: Teac
     rows = range(min(config.samples, len(samples)))
     sums = ProjectionSums(grid=config.grid)
     requests: list[Request] = [(row, _drawn(run, (0,))) for row in rows]
-    parts = _parts(requests, options.batch_size)
+    parts = in_batches(requests, options.batch_size)
     dataset = _dataset(run, samples, teachers, ())
     reads = iterate(dataset, parts, options.workers)
     for batch in track(reads, total=len(parts), what="fitting the projection", unit="batches"):
         good = [read for read in batch if read.clips is not None]
-        for vit, cnn in teachers.features(good) if good else ():
+        for vit, cnn in teachers.features(good, options.batch_size) if good else ():
             finite = torch.isfinite(vit.map).flatten(1).all(1)
             finite &= torch.isfinite(cnn.map).flatten(1).all(1)
             sums.update(vit.map[finite], cnn.map[finite])
@@ -246,13 +209,9 @@ def _dataset(
     return ClipDataset(Path(run.prepare.root), samples, specs, digested=2)
 
 
-def _parts(requests: list[Request], size: int) -> list[list[Request]]:
-    return [requests[start : start + size] for start in range(0, len(requests), size)]
-
-
 def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
     fields = []
-    for role, model in (("vit", teachers.vit), ("cnn", teachers.cnn)):
+    for role, model in teachers.by_role().items():
         for head, classes in samples.heads.items():
             fields.append(Field(f"{role}/logits/{head}", ("class",), (classes,), "float16"))
         fields.append(Field(f"{role}/pooled", ("channel",), (model.pooled_channels,), "float16"))
@@ -296,7 +255,7 @@ def _extract_chunks(
         requests: list[Request] = [
             (row, _drawn(run, work.views)) for row in writer.sample_range(work.chunk)
         ]
-        parts += _parts(requests, size)
+        parts += in_batches(requests, size)
         parts_per_chunk.append(-(-len(requests) // size))
     rows = sum(len(writer.sample_range(work.chunk)) * len(work.views) for work in pending)
     reads = iterate(dataset, parts, options.workers)
@@ -306,7 +265,7 @@ def _extract_chunks(
             chunk = ChunkArrays(writer, work, run.extract.clips)
             for _ in range(number):
                 batch = next(reads)
-                chunk.fill(batch, teachers, projection)
+                chunk.fill(batch, teachers, projection, options.batch_size)
                 counter.advance(len(batch) * len(work.views))
             writer.write_chunk(
                 work.chunk, chunk.arrays, work.views, failures=chunk.failures(samples)
@@ -323,80 +282,6 @@ def _check_failures(run: Run, out: Path, chunk: ChunkArrays, failed: int, sample
             f"{failed} of {len(samples)} samples failed, more than extract.max_failed_share "
             f"{limit:.0%} allows; the last one was {name}: {reason}. What was made is kept in {out}"
         )
-
-
-class ChunkArrays:
-    """The arrays of one chunk while its samples come in."""
-
-    def __init__(self, writer: CacheWriter, work: PendingChunk, students: Sequence[str]) -> None:
-        self._start = writer.sample_range(work.chunk).start
-        self._students = students
-        self._views = len(work.views)
-        count = len(writer.sample_range(work.chunk))
-        self.errors: dict[int, str] = {}
-        self.arrays: dict[str, NDArray[Any]] = {
-            name: np.full((count, self._views, *field.shape), field.fill, field.numpy_dtype)
-            for name, field in writer.layout.fields.items()
-        }
-
-    def fill(self, batch: Sequence[Read], teachers: Teachers, projection: Projection) -> None:
-        """Enter what one batch of samples gives."""
-        for read in batch:
-            place = read.row - self._start
-            if read.clips is None:
-                self.errors[read.row] = read.error or "unknown"
-                self.arrays["status"][place] = Status.UNREADABLE_VIDEO
-                continue
-            self.arrays["views"][place] = read.clips.views
-            self.arrays["input_digest"][place] = read.clips.digests
-            for student, clips in zip(self._students, read.clips.clips[2:], strict=True):
-                self.arrays[clip_field(student)][place] = clips
-        good = [read for read in batch if read.clips is not None]
-        if not good:
-            return
-        rows = np.repeat([read.row - self._start for read in good], self._views)
-        views = np.tile(np.arange(self._views), len(good))
-        start = 0
-        for vit, cnn in teachers.features(good):
-            stop = start + len(vit.pooled)
-            self._enter(rows[start:stop], views[start:stop], vit, cnn, projection)
-            start = stop
-
-    def _enter(
-        self,
-        rows: NDArray[np.int64],
-        views: NDArray[np.int64],
-        vit: Features,
-        cnn: Features,
-        projection: Projection,
-    ) -> None:
-        values = {
-            **{f"vit/logits/{head}": logits for head, logits in vit.logits.items()},
-            **{f"cnn/logits/{head}": logits for head, logits in cnn.logits.items()},
-            "vit/pooled": vit.pooled,
-            "cnn/pooled": cnn.pooled,
-            "residual": projection.residual(vit_map=vit.map, cnn_map=cnn.map),
-        }
-        stored = {name: _to_half(tensor) for name, tensor in values.items()}
-        finite = np.ones(len(rows), dtype=bool)
-        for array in stored.values():
-            finite &= np.isfinite(array).reshape(len(rows), -1).all(axis=1)
-        for name, array in stored.items():
-            self.arrays[name][rows[finite], views[finite]] = array[finite]
-        self.arrays["status"][rows, views] = np.where(
-            finite, Status.VALID, Status.NON_FINITE_OUTPUT
-        )
-        for row in rows[~finite]:
-            self.errors[self._start + int(row)] = "a teacher's output is not finite in float16"
-
-    def failures(self, samples: Samples) -> dict[str, str]:
-        """Sample id → reason."""
-        return {samples.row(row).sample_id: error for row, error in self.errors.items()}
-
-
-def _to_half(tensor: Tensor) -> NDArray[np.float16]:
-    array: NDArray[np.float16] = tensor.half().cpu().numpy()
-    return array
 
 
 def _summarise(run: Run, out: Path) -> None:

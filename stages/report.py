@@ -26,7 +26,7 @@ from stages.progress import track
 from stages.report_inputs import Inputs, check_same_run, read_inputs
 from stages.strips import Answer, Strip, make_strips
 
-ROLES = {
+TITLES = {
     "vit": "ViT teacher",
     "cnn": "CNN teacher",
     "baseline": "Baseline",
@@ -71,7 +71,7 @@ def render(inputs: Inputs) -> str:
     return environment.get_template("report.html").render(
         inputs=inputs,
         run=inputs.run,
-        roles=ROLES,
+        roles=TITLES,
         comparison=findings.compare(inputs.answers),
         class_rows=rows,
         confusions=findings.confusions(inputs.answers, inputs.classes),
@@ -129,7 +129,7 @@ def _strips(inputs: Inputs, names: Sequence[str]) -> list[Strip]:
         name: inputs.samples.row(places[answers["sample_id"][row]]) for name, row in chosen.items()
     }
     said = {
-        answers["sample_id"][row]: [_answer(answers, role, row, classes) for role in ROLES]
+        answers["sample_id"][row]: [_answer(answers, role, row, classes) for role in TITLES]
         for row in chosen.values()
     }
     clip = inputs.cache["teachers"]["vit"]["clip"]
@@ -162,10 +162,10 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str, str]]:
     rows = [("Dataset", f"{inputs.samples.dataset}; samples in the cache: {splits}", "")]
     for role in ("vit", "cnn"):
         teacher = cache["teachers"][role]
-        rows.append((f"{ROLES[role]} weights", teacher["model"], teacher["weights_sha256"]))
+        rows.append((f"{TITLES[role]} weights", teacher["model"], teacher["weights_sha256"]))
     for role in ("baseline", "student"):
         if digest := inputs.metrics[role].get("weights_sha256"):
-            rows.append((f"{ROLES[role]} weights", inputs.scores[role].model, digest))
+            rows.append((f"{TITLES[role]} weights", inputs.scores[role].model, digest))
     projection = cache["identity"].get("projection", {})
     settings = [f"{name} {value}" for name, value in projection.items() if name != "sha256"]
     scored = f"{inputs.metrics_time:%Y-%m-%d %H:%M} UTC, split {inputs.metrics['split']}"

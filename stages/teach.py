@@ -24,11 +24,12 @@ from pipeline.training import (
     train,
 )
 from pipeline.views import ViewRule
-from pipeline.weights import load_weights, save_weights, weights_digest
+from pipeline.weights import save_weights, weights_digest
 from stages.evaluate import score
 from stages.files import write_json
 from stages.prepare import render_split
 from stages.progress import console, meter
+from stages.teachers import load_teachers
 
 _POOL_SEED_OFFSET = 1_000_003  # the pool never shares a video with the splits
 
@@ -45,9 +46,7 @@ def teach(
             if only in (None, role):
                 _train_teacher(run, role, teacher, pool, device, workers)
     test = samples.of_splits([run.evaluate.split])
-    models = {}
-    for role, teacher in teachers.items():
-        models[role] = load_weights(teacher.model, samples.heads, Path(teacher.weights)).to(device)
+    models = load_teachers(run, samples, device).by_role()
     scored = score(models, Path(run.prepare.root), test, workers, batch_size=32)
     head = next(iter(samples.heads))
     labels = test.table[f"label_{head}"].to_numpy()[scored.rows]

@@ -1,0 +1,94 @@
+"""The arrays of one chunk of the cache while its samples come in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache import CacheWriter, PendingChunk, Status
+from pipeline.clips import Read
+from pipeline.models import Features
+from pipeline.projection import Projection
+from pipeline.samples import Samples
+from stages.feed import clip_field
+from stages.teachers import Teachers
+
+
+class ChunkArrays:
+    """The arrays of one chunk while its samples come in."""
+
+    def __init__(self, writer: CacheWriter, work: PendingChunk, students: Sequence[str]) -> None:
+        self._start = writer.sample_range(work.chunk).start
+        self._students = students
+        self._views = len(work.views)
+        count = len(writer.sample_range(work.chunk))
+        self.errors: dict[int, str] = {}
+        self.arrays: dict[str, NDArray[Any]] = {
+            name: np.full((count, self._views, *field.shape), field.fill, field.numpy_dtype)
+            for name, field in writer.layout.fields.items()
+        }
+
+    def fill(
+        self, batch: Sequence[Read], teachers: Teachers, projection: Projection, batch_size: int
+    ) -> None:
+        """Enter what one batch of samples gives; the teachers take `batch_size` clips at once."""
+        for read in batch:
+            place = read.row - self._start
+            if read.clips is None:
+                self.errors[read.row] = read.error or "unknown"
+                self.arrays["status"][place] = Status.UNREADABLE_VIDEO
+                continue
+            self.arrays["views"][place] = read.clips.views
+            self.arrays["input_digest"][place] = read.clips.digests
+            for student, clips in zip(self._students, read.clips.clips[2:], strict=True):
+                self.arrays[clip_field(student)][place] = clips
+        good = [read for read in batch if read.clips is not None]
+        if not good:
+            return
+        rows = np.repeat([read.row - self._start for read in good], self._views)
+        views = np.tile(np.arange(self._views), len(good))
+        start = 0
+        for vit, cnn in teachers.features(good, batch_size):
+            stop = start + len(vit.pooled)
+            self._enter(rows[start:stop], views[start:stop], vit, cnn, projection)
+            start = stop
+
+    def _enter(
+        self,
+        rows: NDArray[np.int64],
+        views: NDArray[np.int64],
+        vit: Features,
+        cnn: Features,
+        projection: Projection,
+    ) -> None:
+        values = {
+            **{f"vit/logits/{head}": logits for head, logits in vit.logits.items()},
+            **{f"cnn/logits/{head}": logits for head, logits in cnn.logits.items()},
+            "vit/pooled": vit.pooled,
+            "cnn/pooled": cnn.pooled,
+            "residual": projection.residual(vit_map=vit.map, cnn_map=cnn.map),
+        }
+        stored = {name: _to_half(tensor) for name, tensor in values.items()}
+        finite = np.ones(len(rows), dtype=bool)
+        for array in stored.values():
+            finite &= np.isfinite(array).reshape(len(rows), -1).all(axis=1)
+        for name, array in stored.items():
+            self.arrays[name][rows[finite], views[finite]] = array[finite]
+        self.arrays["status"][rows, views] = np.where(
+            finite, Status.VALID, Status.NON_FINITE_OUTPUT
+        )
+        for row in rows[~finite]:
+            self.errors[self._start + int(row)] = "a teacher's output is not finite in float16"
+
+    def failures(self, samples: Samples) -> dict[str, str]:
+        """Sample id → reason."""
+        return {samples.row(row).sample_id: error for row, error in self.errors.items()}
+
+
+def _to_half(tensor: Tensor) -> NDArray[np.float16]:
+    array: NDArray[np.float16] = tensor.half().cpu().numpy()
+    return array
