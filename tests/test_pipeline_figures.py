@@ -16,7 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.datasets import figures
-from pipeline.datasets.figures import CLASSES, SIZE, Pose, Scene, draw_scene, render_frames
+from pipeline.datasets.figure_motion import ACTIONS, Pose
+from pipeline.datasets.figure_painting import SIZE, Scene, render_frames
+from pipeline.datasets.figures import CLASSES, draw_scene
 
 SIDES = sorted(name.removesuffix("_left") for name in CLASSES if name.endswith("_left"))
 BACKGROUND = 128
@@ -142,12 +144,12 @@ def test_right_is_left_mirrored(name: str) -> None:
 def headings(action: str, scene: Scene) -> NDArray[np.float64]:
     """Which way the person faces in each frame, in radians."""
     times = np.arange(scene.frames) / scene.frame_rate
-    poses = [figures.ACTIONS[action](float(time), scene.motion) for time in times]
+    poses = [ACTIONS[action](float(time), scene.motion) for time in times]
     return np.array([pose.heading for pose in poses])
 
 
 def test_turns_go_opposite_ways_at_one_pace() -> None:
-    """Of a turn little but the nose tells the side: the poses are compared, not the pixels."""
+    """Of a turn little but nose, shoes and hair tell the side: the poses are compared, not the pixels."""
     for scene in map(symmetric, some_scenes("turn_left", 4)):
         left, right = headings("turn_left", scene), headings("turn_right", scene)
         assert np.all(np.diff(right) > 0)
