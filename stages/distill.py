@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context, managers, parent_process
+from functools import partial
+from multiprocessing import get_context, managers
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -23,6 +24,7 @@ from cache import CacheError, TeacherCache, open_cache
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config import Run
 from pipeline.models import create_model
+from pipeline.processes import exit_with_parent
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import LABELS_ONLY, EpochLog, Method, steps_in_epoch, train
 from pipeline.weights import save_weights
@@ -100,9 +102,12 @@ def _run_side_by_side(jobs: Sequence[Job], steps: int) -> list[list[EpochLog]]:
     """Train each in a process of its own: small networks do not fill several cores."""
     context = get_context("spawn")
     with ExitStack() as stack:
-        manager = stack.enter_context(managers.SyncManager(ctx=context))
-        ticks: Queue[int] = manager.Queue()
-        pool = stack.enter_context(ProcessPoolExecutor(len(jobs), mp_context=context))
+        manager = managers.SyncManager(ctx=context)
+        manager.start(initializer=exit_with_parent)
+        ticks: Queue[int] = stack.enter_context(manager).Queue()
+        pool = stack.enter_context(
+            ProcessPoolExecutor(len(jobs), mp_context=context, initializer=exit_with_parent)
+        )
         futures = [pool.submit(train_student, job, index, ticks) for index, job in enumerate(jobs)]
         names = [f"training {job.variant}" for job in jobs]
         counters = stack.enter_context(meters(names, total=steps, unit="steps"))
@@ -128,13 +133,6 @@ def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
     """Train one variant; runs in its own process and puts `index` into `ticks` after each step."""
     run, device = job.run, torch.device(job.device)
     torch.set_num_threads(job.threads)
-    parent = parent_process()
-
-    def on_step() -> None:
-        if parent is not None and not parent.is_alive():
-            raise SystemExit("the process that started this training is gone")
-        ticks.put(index)
-
     cache = open_cache(job.cache_path)
     samples = samples_from_table(cache.samples, str(cache.path))
     recipe = run.distill.train
@@ -160,7 +158,7 @@ def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
         method=method,
         batches=feed,
         steps_per_epoch=feed.steps,
-        on_step=on_step,
+        on_step=partial(ticks.put, index),
     ):
         logs.append(log)
     facts = {"variant": job.variant, "cache": cache.fingerprint, "seed": run.distill.seed}

@@ -149,7 +149,7 @@ def headings(action: str, scene: Scene) -> NDArray[np.float64]:
 
 
 def test_turns_go_opposite_ways_at_one_pace() -> None:
-    """Of a turn little but nose, shoes and hair tell the side: the poses are compared, not the pixels."""
+    """Little of a turn tells its side: the poses are compared, not the pixels."""
     for scene in map(symmetric, some_scenes("turn_left", 4)):
         left, right = headings("turn_left", scene), headings("turn_right", scene)
         assert np.all(np.diff(right) > 0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from queue import Queue
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -171,3 +174,21 @@ def test_both_students_side_by_side(mini: Run) -> None:
     assert (out / "student.safetensors").read_bytes() == Path(
         "trained/student.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_distill_leaves_no_process_behind(mini: Run) -> None:
+    write_config(Path.cwd(), ("epochs: 1,", "epochs: 100000,"))
+    program = "from stages.cli import main; main()"
+    command = [sys.executable, "-c", program, "distill", "--dataset", "mini"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "steps/s" not in (line := process.stderr.readline()):
+            assert line, "it ended by itself"
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3  # two trainings and the queue between
+        process.kill()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        for child in alive:
+            child.kill()
+    assert not alive

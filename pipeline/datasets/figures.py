@@ -31,6 +31,7 @@ from pipeline.datasets.figure_painting import (
     Scene,
     render_frames,
 )
+from pipeline.processes import exit_with_parent
 from pipeline.samples import Sample
 
 CLASSES: tuple[str, ...] = tuple(sorted(ACTIONS))
@@ -202,5 +203,7 @@ def render(root: Path, *, seed: int, split: str, count: int, workers: int) -> It
     if workers <= 1:
         yield from map(job, range(count))
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=exit_with_parent
+    ) as pool:
         yield from pool.map(job, range(count), chunksize=16)
