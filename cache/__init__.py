@@ -1,6 +1,7 @@
 """The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
 
 from cache.create import check_place
+from cache.findings import Finding, Kind, Verification
 from cache.info import describe
 from cache.layout import is_cache
 from cache.reader import TeacherCache, open_cache
@@ -18,6 +19,7 @@ from cache.schema import (
     fingerprint,
     identity_differences,
 )
+from cache.verify import verify_cache
 from cache.writer import CacheWriter, PendingChunk, create_cache, open_writer
 
 __all__ = [
@@ -29,11 +31,14 @@ __all__ = [
     "DamagedError",
     "Field",
     "FieldError",
+    "Finding",
     "IdentityMismatch",
+    "Kind",
     "PendingChunk",
     "RowError",
     "Status",
     "TeacherCache",
+    "Verification",
     "check_place",
     "create_cache",
     "describe",
@@ -42,4 +47,5 @@ __all__ = [
     "is_cache",
     "open_cache",
     "open_writer",
+    "verify_cache",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,10 +28,13 @@ ATTRIBUTE = "dualkd"  # the one key of ours among the root group's attributes
 METADATA = "zarr.json"
 SAMPLES = "samples.parquet"
 COMMITS = "commits"
+MANIFEST = "manifest.json"
 PROJECTION = "projection"
 LOCK = ".lock"
 
 CHECKSUM_BYTES = 4  # zarr's crc32c codec puts them behind the data of each chunk
+
+_CHUNK_FILE = re.compile(r"c\.(\d{1,9})\.(\d{1,9})")
 
 # Bounds on what a cache may claim, so that opening a stranger's needs little memory.
 _MAX_METADATA_BYTES = 16 * 2**20
@@ -81,6 +85,37 @@ class Layout:
 def chunk_key(field: Field, chunk: int, view: int) -> str:
     """The path of a chunk file inside the cache, as `vit/pooled/c.3.0.0`."""
     return f"{field.name}/c.{chunk}.{view}{'.0' * len(field.shape)}"
+
+
+def written_folders(layout: Layout) -> set[Path]:
+    """The folders in which a writer writes, and may have left temporary files."""
+    folders = {layout.path, layout.path / COMMITS}
+    for name in layout.fields:
+        folders.update(layout.path / part for part in (Path(name), *Path(name).parents))
+    return folders
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file's name is one that zarr or we give to a file while it is being written."""
+    return path.name.endswith((".partial", ".tmp"))
+
+
+def repair_hint(folder: Path) -> str:
+    """The way out where a chunk or a commit is damaged."""
+    return (
+        f"`dualkd-cache repair {folder}` drops the damaged chunks, so that the next extract "
+        "makes them again"
+    )
+
+
+def chunk_place(fields: Mapping[str, Field], key: str) -> tuple[Field, int, int] | None:
+    """The field, chunk and view of a chunk file's path; None for any other path."""
+    folder, _, name = key.rpartition("/")
+    field, match = fields.get(folder), _CHUNK_FILE.match(name)
+    if field is None or match is None:
+        return None
+    place = field, int(match[1]), int(match[2])
+    return place if chunk_key(*place) == key else None
 
 
 def crc32c(data: bytes | memoryview) -> int:
