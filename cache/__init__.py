@@ -5,6 +5,7 @@ from cache.findings import Finding, Kind, Verification
 from cache.info import describe
 from cache.layout import is_cache
 from cache.reader import TeacherCache, open_cache
+from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
     ABSENT,
     FORMAT_VERSION,
@@ -29,12 +30,14 @@ __all__ = [
     "CacheError",
     "CacheWriter",
     "DamagedError",
+    "Dropped",
     "Field",
     "FieldError",
     "Finding",
     "IdentityMismatch",
     "Kind",
     "PendingChunk",
+    "Repair",
     "RowError",
     "Status",
     "TeacherCache",
@@ -47,5 +50,6 @@ __all__ = [
     "is_cache",
     "open_cache",
     "open_writer",
+    "repair_cache",
     "verify_cache",
 ]
