@@ -21,7 +21,6 @@ from cache.layout import (
     PROJECTION,
     SAMPLES,
     is_cache,
-    is_temporary,
     read_layout,
     sync,
 )
@@ -245,3 +244,8 @@ def remove_temporaries(folder: Path) -> None:
     for path in list(folder.iterdir()):
         if is_temporary(path) and not path.is_dir():
             path.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file's name is one that zarr or we give to a file while it is being written."""
+    return path.name.endswith((".partial", ".tmp"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from cache.layout import repair_hint
 from cache.manifest import way_out
@@ -67,23 +68,32 @@ class Verification:
 
     Attributes:
         path: the cache.
-        fingerprint: of its identity; None where the metadata are too damaged to read the rest.
         findings: everything that is not as it was recorded.
-        coverage: the part of the rows that is committed; a partial cache can be a sound one.
-        rows: number of committed rows by status, of the chunks that could be read.
         files: number of files that were found.
         bytes: their size.
+        present: package → the version that is installed here.
+        fingerprint: of the identity; None where the metadata are too damaged to read the rest.
+        provenance: as it is recorded.
+        coverage: the part of the rows that is committed; a partial cache can be a sound one.
+        rows: number of committed rows by status, of the chunks that could be read.
         packages: package → the versions that the commits record.
     """
 
     path: Path
-    fingerprint: str | None
     findings: list[Finding]
-    coverage: float
-    rows: dict[str, int]
     files: int
     bytes: int
-    packages: dict[str, list[str]]
+    present: dict[str, str]
+    fingerprint: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    coverage: float = 0.0
+    rows: dict[str, int] = field(default_factory=dict)
+    packages: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def other_packages(self) -> list[str]:
+        """The packages whose version here is not that, or not all of those, of the commits."""
+        return [name for name, made in self.packages.items() if made != [self.present.get(name)]]
 
     @property
     def ok(self) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,8 +32,6 @@ PROJECTION = "projection"
 LOCK = ".lock"
 
 CHECKSUM_BYTES = 4  # zarr's crc32c codec puts them behind the data of each chunk
-
-_CHUNK_FILE = re.compile(r"c\.(\d{1,9})\.(\d{1,9})")
 
 # Bounds on what a cache may claim, so that opening a stranger's needs little memory.
 _MAX_METADATA_BYTES = 16 * 2**20
@@ -95,27 +92,12 @@ def written_folders(layout: Layout) -> set[Path]:
     return folders
 
 
-def is_temporary(path: Path) -> bool:
-    """Whether a file's name is one that zarr or we give to a file while it is being written."""
-    return path.name.endswith((".partial", ".tmp"))
-
-
 def repair_hint(folder: Path) -> str:
     """The way out where a chunk or a commit is damaged."""
     return (
         f"`dualkd-cache repair {folder}` drops the damaged chunks, so that the next extract "
         "makes them again"
     )
-
-
-def chunk_place(fields: Mapping[str, Field], key: str) -> tuple[Field, int, int] | None:
-    """The field, chunk and view of a chunk file's path; None for any other path."""
-    folder, _, name = key.rpartition("/")
-    field, match = fields.get(folder), _CHUNK_FILE.match(name)
-    if field is None or match is None:
-        return None
-    place = field, int(match[1]), int(match[2])
-    return place if chunk_key(*place) == key else None
 
 
 def crc32c(data: bytes | memoryview) -> int:

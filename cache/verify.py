@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from cache.chunkproof import ChunkProof
-from cache.commits import Commit, Commits, commit_paths, free_name, gather, is_commit, read_commit
+from cache.commits import (
+    Commit,
+    Commits,
+    commit_paths,
+    free_name,
+    gather,
+    is_commit,
+    package_versions,
+    read_commit,
+)
+from cache.create import is_temporary
 from cache.findings import Finding, Kind, Verification, find
 from cache.layout import (
     COMMITS,
@@ -19,17 +31,18 @@ from cache.layout import (
     PROJECTION,
     SAMPLES,
     Layout,
-    chunk_place,
-    is_temporary,
+    chunk_key,
     read_layout,
     written_folders,
 )
 from cache.manifest import check_file, read_manifest
 from cache.reader import read_projection, read_samples
-from cache.schema import CacheError
+from cache.schema import CacheError, Field
 
 # Passes on the (chunk, view) pairs while they are read.
 Watch = Callable[[Sequence[tuple[int, int]]], Iterable[tuple[int, int]]]
+
+_CHUNK_FILE = re.compile(r"c\.(\d{1,9})\.(\d{1,9})")
 
 
 def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verification:
@@ -52,19 +65,10 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
     files, findings = _list_files(folder)
     recorded, damaged = _check_manifest(folder, files)
     findings += damaged
-    layout = None
-    try:
-        if recorded.keys() <= files.keys():
-            layout = read_layout(folder)
-    except CacheError:
-        if not damaged:
-            raise
-    if layout and not (folder / COMMITS).is_dir():
-        what = "is missing: no telling which chunks are complete"
-        findings.append(find(folder, Kind.METADATA, COMMITS, what))
-        layout = None
-    if layout is None:
-        return Verification(folder, None, findings, 0.0, {}, len(files), sum(files.values()), {})
+    proof = Verification(folder, findings, len(files), sum(files.values()), package_versions())
+    layout = _read_layout(folder, whole=recorded.keys() <= files.keys(), damaged=bool(damaged))
+    if layout is None or not (folder / COMMITS).is_dir():
+        return proof
     if not damaged:
         findings += _check_tables(layout)
     commits, spoilt = _read_commits(layout, files)
@@ -77,16 +81,24 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
         findings += chunks.check(chunk, view)
     for commit in commits:
         findings += chunks.check_counts(commit)
-    return Verification(
-        path=folder,
+    return replace(
+        proof,
         fingerprint=layout.fingerprint,
-        findings=findings,
+        provenance=layout.provenance,
         coverage=together.coverage(layout),
         rows=chunks.rows,
-        files=len(files),
-        bytes=sum(files.values()),
         packages=_packages(commits),
     )
+
+
+def _read_layout(folder: Path, *, whole: bool, damaged: bool) -> Layout | None:
+    """Read the metadata; None where their damage, which was found already, does not allow it."""
+    try:
+        return read_layout(folder) if whole else None
+    except CacheError:
+        if damaged:
+            return None
+        raise
 
 
 def _list_files(folder: Path) -> tuple[dict[str, int], list[Finding]]:
@@ -117,16 +129,24 @@ def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
 def _check_manifest(
     folder: Path, files: Mapping[str, int]
 ) -> tuple[dict[str, list[str]], list[Finding]]:
-    """Check the manifest and the files that it lists; returns what it lists, too."""
+    """Check the manifest, the files that it lists, and that there is a folder of commits.
+
+    Returns:
+        what the manifest lists, and what is damaged.
+    """
+    findings = []
     try:
         recorded = read_manifest(folder)
     except CacheError as error:
-        return {}, [find(folder, Kind.METADATA, MANIFEST, _reason(folder, MANIFEST, error))]
-    findings = []
+        recorded = {}
+        findings.append(find(folder, Kind.METADATA, MANIFEST, _reason(folder, MANIFEST, error)))
     for name, digests in recorded.items():
         wrong = check_file(folder, name, digests) if name in files else "is missing"
         if wrong:
             findings.append(find(folder, Kind.METADATA, name, wrong))
+    if not (folder / COMMITS).is_dir():
+        what = "is missing: no telling which chunks are complete"
+        findings.append(find(folder, Kind.METADATA, COMMITS, what))
     return recorded, findings
 
 
@@ -180,8 +200,8 @@ def _check_others(
     lone: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
     folders = written_folders(layout)
     for file in sorted(files.keys() - recorded.keys() - {MANIFEST}):
-        path, place = layout.path / file, chunk_place(layout.fields, file)
-        if place and place[1] < layout.num_chunks and place[2] < layout.num_views:
+        path, place = layout.path / file, _chunk_place(layout, file)
+        if place:
             field, chunk, view = place
             if not commits.present[field.name][chunk, view] and chunk not in spoilt:
                 lone[chunk].append((file, field.name, view))
@@ -200,6 +220,17 @@ def _check_others(
             what = f"and {len(keys) - 1} more files of chunk {chunk} have no commit"
             findings.append(find(layout.path, Kind.UNFINISHED, keys[0][0], what, chunk=chunk))
     return findings
+
+
+def _chunk_place(layout: Layout, key: str) -> tuple[Field, int, int] | None:
+    """The field, chunk and view of a chunk file's path; None for any other file."""
+    folder, _, name = key.rpartition("/")
+    field, match = layout.fields.get(folder), _CHUNK_FILE.match(name)
+    if field is None or match is None:
+        return None
+    place = field, int(match[1]), int(match[2])
+    inside = place[1] < layout.num_chunks and place[2] < layout.num_views
+    return place if inside and chunk_key(*place) == key else None
 
 
 def _commit_files(layout: Layout, files: Mapping[str, int]) -> list[Path]:
