@@ -20,7 +20,7 @@ class Dropped:
 
     Attributes:
         chunk: index along the sample axis.
-        samples: its samples.
+        samples: its samples; none where the cache has no such chunk.
         views: the views that the next extract makes.
         commits: names of the commits that were removed, with all files that they name.
         findings: why.
@@ -80,7 +80,7 @@ def repair_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Repair:
         dropped = [
             Dropped(
                 chunk=chunk,
-                samples=writer.sample_range(chunk),
+                samples=writer.layout.sample_range(chunk),
                 views=pending.get(chunk, ()),
                 commits=tuple(removed[chunk]),
                 findings=tuple(reasons),

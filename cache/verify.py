@@ -28,6 +28,7 @@ from cache.layout import (
     COMMITS,
     LOCK,
     MANIFEST,
+    METADATA,
     PROJECTION,
     SAMPLES,
     Layout,
@@ -50,7 +51,8 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
 
     Any changed byte of any file is found; so are missing, extra, truncated and lengthened files,
     values that break their status's word, and tables that do not fit together. Nothing is written,
-    and no more than one file is in memory at a time.
+    and no more than one file is in memory at a time. A cache may be verified while chunks are being
+    written, but not while views are being added: its metadata then change while they are read.
 
     Args:
         path: the cache's folder.
@@ -66,21 +68,24 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
     recorded, damaged = _check_manifest(folder, files)
     findings += damaged
     proof = Verification(folder, findings, len(files), sum(files.values()), package_versions())
-    layout = _read_layout(folder, whole=recorded.keys() <= files.keys(), damaged=bool(damaged))
+    whole = all(name in files for name in recorded if name.endswith(METADATA))
+    layout = _read_layout(folder, whole=whole, damaged=bool(damaged))
     if layout is None or not (folder / COMMITS).is_dir():
         return proof
     if not damaged:
         findings += _check_tables(layout)
-    commits, spoilt = _read_commits(layout, files)
+    commits, found = _read_commits(layout, files)
     together = gather(layout, commits)
-    findings += spoilt
-    findings += _check_others(layout, files, recorded, together, {found.chunk for found in spoilt})
+    findings += found
     chunks = ChunkProof(layout, together, files)
     present = np.argwhere(np.any(list(together.present.values()), axis=0)).tolist()
     for chunk, view in watch([(chunk, view) for chunk, view in present]):
         findings += chunks.check(chunk, view)
     for commit in commits:
         findings += chunks.check_counts(commit)
+    findings += _check_others(
+        layout, files, recorded, together, {commit.path for commit in commits}
+    )
     return replace(
         proof,
         fingerprint=layout.fingerprint,
@@ -188,10 +193,10 @@ def _check_others(
     layout: Layout,
     files: Mapping[str, int],
     recorded: Mapping[str, list[str]],
-    commits: Commits,
-    spoilt: set[int | None],
+    together: Commits,
+    commits: Sequence[Commit],
 ) -> list[Finding]:
-    """Judge the files that no manifest and no commit names; a chunk's whose commit is spoilt, not.
+    """Judge the files that no manifest and no commit names.
 
     A chunk that is complete but for its commit has lost it, or its writer was killed in the very
     moment between the two; in both cases its rows are gone. Less than that a writer left behind.
@@ -203,15 +208,20 @@ def _check_others(
         path, place = layout.path / file, _chunk_place(layout, file)
         if place:
             field, chunk, view = place
-            if not commits.present[field.name][chunk, view] and chunk not in spoilt:
+            if not together.present[field.name][chunk, view]:
                 lone[chunk].append((file, field.name, view))
         elif is_temporary(path) and path.parent in folders:
             findings.append(find(layout.path, Kind.UNFINISHED, file, "is half-written"))
         elif recorded and not is_commit(file):
             findings.append(find(layout.path, Kind.STRANGER, file, "belongs to nothing"))
+    # Their commit is damaged, which was found already, or was published since we read the others.
+    read = {commit.path for commit in commits}
+    unread = {int(path.name.partition(".")[0]) for path in commit_paths(layout) if path not in read}
     for chunk, keys in lone.items():
+        if chunk in unread:
+            continue
         views = sorted({view for _, _, view in keys})
-        absent = sum((~present[chunk, views]).sum() for present in commits.present.values())
+        absent = sum((~present[chunk, views]).sum() for present in together.present.values())
         if absent == len(keys):
             file = free_name(layout, chunk).relative_to(layout.path).as_posix()
             what = f"is missing: chunk {chunk} is there in views {views}, and no commit says so"

@@ -98,11 +98,11 @@ def repair(path: Path) -> bool:
     """
     repaired = repair_cache(path, _track)
     for dropped in repaired.dropped:
-        samples = f"samples {dropped.samples.start} … {dropped.samples.stop - 1}"
+        what = ", ".join(dropped.commits) or "files without commit"
         views = ", ".join(map(str, dropped.views)) or "none"
         _console.print(
-            f"dropped: {', '.join(dropped.commits) or 'files without commit'} of chunk "
-            f"{dropped.chunk} ({samples}); views to make again: {views}"
+            f"dropped: {what} of chunk {dropped.chunk} ({len(dropped.samples)} samples from "
+            f"{dropped.samples.start} on); views to make again: {views}"
         )
         for finding in dropped.findings:
             _console.print(f"  because {finding.file} {finding.what}")

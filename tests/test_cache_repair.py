@@ -137,6 +137,14 @@ def test_a_commits_copy_goes_and_no_row_with_it(copy: Path, full: Path) -> None:
     assert contents(copy, commits=True) == contents(full, commits=True)
 
 
+def test_a_commit_of_no_chunk_goes_alone(copy: Path, full: Path) -> None:
+    shutil.copy(copy / "commits" / "1.json", copy / "commits" / "9.json")
+    (dropped,) = repair_cache(copy).dropped
+    assert dropped.commits == ("commits/9.json",)
+    assert not dropped.samples
+    assert contents(copy, commits=True) == contents(full, commits=True)
+
+
 def test_leftovers_are_swept(copy: Path, full: Path) -> None:
     (copy / "commits" / ".1.json.tmp").write_bytes(b"half")
     assert repair_cache(copy).dropped == []

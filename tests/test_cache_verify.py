@@ -7,7 +7,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +221,35 @@ def test_all_damage_is_listed_at_once(copy: Path) -> None:
     flip_bytes(copy / "vit" / "zarr.json", -1, 1)
     (copy / "projection" / "scale" / "c").unlink()
     flip_bytes(copy / "status" / "c.1.1", 0, 2)
-    wrong = found(copy)
-    assert set(wrong) == {"projection/zarr.json", "vit/zarr.json", "projection/scale/c"}
-    shutil.copy(next(copy.glob("projection/vit_weight/c.0.0")), copy / "projection" / "scale" / "c")
-    assert set(found(copy)) == {*wrong, "status/c.1.1"}
+    flip_bytes(copy / "commits" / "0.json", 9, 2)
+    assert set(found(copy)) == {
+        *("projection/zarr.json", "vit/zarr.json", "projection/scale/c"),
+        *("status/c.1.1", "commits/0.json"),
+    }
+
+
+def test_a_chunk_that_is_committed_meanwhile_is_no_damage(tmp_path: Path) -> None:
+    with make_cache(tmp_path / "c", **SMALL) as writer:
+        writer.write_chunk(0, chunk_arrays(writer, 0, (0, 1)))
+        writer.write_chunk(1, chunk_arrays(writer, 1, (0, 1)))
+        commit, aside = tmp_path / "c" / "commits" / "1.json", tmp_path / "aside"
+        commit.rename(aside)
+
+        def publish(units: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+            aside.rename(commit)
+            return units
+
+        proof = verify_cache(tmp_path / "c", publish)
+    assert proof.findings == []
+    assert proof.coverage == pytest.approx(2 / 3)
+
+
+def test_metadata_that_cannot_be_read_end_the_proof(copy: Path) -> None:
+    flip_bytes(copy / "status" / "c.1.1", 0, 2)
+    (copy / "status" / "zarr.json").write_bytes(b"{")
+    proof = verify_cache(copy)
+    assert proof.fingerprint is None
+    assert [finding.file for finding in proof.findings] == ["status/zarr.json"]
 
 
 def test_lost_commits_are_no_empty_cache(copy: Path) -> None:
