@@ -83,9 +83,7 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
         findings += chunks.check(chunk, view)
     for commit in commits:
         findings += chunks.check_counts(commit)
-    findings += _check_others(
-        layout, files, recorded, together, {commit.path for commit in commits}
-    )
+    findings += _check_others(layout, files, recorded, together, commits)
     return replace(
         proof,
         fingerprint=layout.fingerprint,
