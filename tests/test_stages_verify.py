@@ -239,8 +239,8 @@ def test_a_partial_cache_is_sound(
     mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (mini.cache_path / "commits" / "1.json").unlink()
-    extract_nothing = repair_cache(mini.cache_path)
-    assert [one.chunk for one in extract_nothing.dropped] == [1]
+    repaired = repair_cache(mini.cache_path)
+    assert [one.chunk for one in repaired.dropped] == [1]
     assert run_command(monkeypatch, "verify", str(mini.cache_path)) == 0
     assert "coverage 64.3% (what is not there yet is no damage)" in capsys.readouterr().out
 
