@@ -1,9 +1,11 @@
 """The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
 
 from cache.create import check_place
+from cache.findings import Finding, Kind, Verification
 from cache.info import describe
 from cache.layout import is_cache
 from cache.reader import TeacherCache, open_cache
+from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
     ABSENT,
     FORMAT_VERSION,
@@ -18,6 +20,7 @@ from cache.schema import (
     fingerprint,
     identity_differences,
 )
+from cache.verify import verify_cache
 from cache.writer import CacheWriter, PendingChunk, create_cache, open_writer
 
 __all__ = [
@@ -27,13 +30,18 @@ __all__ = [
     "CacheError",
     "CacheWriter",
     "DamagedError",
+    "Dropped",
     "Field",
     "FieldError",
+    "Finding",
     "IdentityMismatch",
+    "Kind",
     "PendingChunk",
+    "Repair",
     "RowError",
     "Status",
     "TeacherCache",
+    "Verification",
     "check_place",
     "create_cache",
     "describe",
@@ -42,4 +50,6 @@ __all__ = [
     "is_cache",
     "open_cache",
     "open_writer",
+    "repair_cache",
+    "verify_cache",
 ]

@@ -44,25 +44,37 @@ def check_arrays(
     if not np.isin(status, list(Status)[1:]).all():
         raise CacheError(f"chunk {chunk}: statuses are {np.unique(status).tolist()}, not 1 … 3")
     for name, field in layout.fields.items():
-        if field.is_float:
-            _check_values(layout, chunk, field, arrays[name], status)
+        wrong = wrong_rows(field, arrays[name], status)
+        if wrong.any():
+            row, view = np.argwhere(wrong)[0].tolist()
+            raise CacheError(
+                f"chunk {chunk}: field {name!r} of sample {layout.sample_range(chunk)[row]}, view "
+                f"number {view} of those given, {broken_promise(status[row, view])}"
+            )
 
 
-def _check_values(
-    layout: Layout, chunk: int, field: Field, array: NDArray[Any], status: NDArray[Any]
-) -> None:
-    """A valid row is finite, any other is NaN: so nobody trains on half of a failure."""
+def wrong_rows(field: Field, array: NDArray[Any], status: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Find values that break their status's word: a valid row is finite, any other is NaN.
+
+    So nobody trains on half of a failure.
+
+    Args:
+        field: the field.
+        array: its values, the axes of `status` first.
+        status: the rows' statuses.
+    """
+    if not field.is_float:
+        return np.zeros(status.shape, np.bool_)
     rows = array.reshape(*status.shape, -1)
     valid = status == Status.VALID
-    wrong = valid & ~np.isfinite(rows).all(axis=-1)
+    wrong: NDArray[np.bool_] = valid & ~np.isfinite(rows).all(axis=-1)
     if field != VIEWS_FIELD:  # of a failure it may tell what was tried
         wrong |= ~valid & ~np.isnan(rows).all(axis=-1)
-    if wrong.any():
-        row, view = np.argwhere(wrong)[0].tolist()
-        kind = Status(status[row, view])
-        raise CacheError(
-            f"chunk {chunk}: field {field.name!r} of sample {layout.sample_range(chunk)[row]}, "
-            f"view number {view} of those given, "
-            f"{'is not finite' if kind == Status.VALID else 'is not all NaN'} although its status "
-            f"is {kind.label}"
-        )
+    return wrong
+
+
+def broken_promise(status: int) -> str:
+    """What is wrong with a row that `wrong_rows` found."""
+    kind = Status(status)
+    wrong = "is not finite" if kind == Status.VALID else "is not all NaN"
+    return f"{wrong} although its status is {kind.label}"

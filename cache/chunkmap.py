@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from cache.commits import Commits
-from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c
+from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c, repair_hint
 from cache.schema import DamagedError, Field
 
 # Linux lets a process have 65,530 mappings; the fields of one cache share these, so that a process
@@ -83,6 +83,5 @@ class ChunkMaps:
         return DamagedError(
             f"{self._layout.path / chunk_key(self._field, chunk, view)} {reason}. It holds "
             f"{self._field.name!r} of chunk {chunk} (samples {samples.start} … {samples.stop - 1}),"
-            f" view {view}. `dualkd-cache repair {self._layout.path}` drops the damaged chunks, "
-            "so that the next extract makes them again"
+            f" view {view}. {repair_hint(self._layout.path)}"
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -18,18 +17,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.layout import CHECKSUM_BYTES, COMMITS, Layout, chunk_key, crc32c, sync
-from cache.schema import STATUS_FIELD, CacheError, DamagedError, Status, canonical_json
+from cache.layout import CHECKSUM_BYTES, COMMITS, Layout, chunk_key, repair_hint
+from cache.schema import STATUS_FIELD, CacheError, DamagedError, Status
+from cache.sealed import read_sealed, write_sealed
 
+_CRC32C = re.compile(r"[0-9a-f]{8}")
 _NAME = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?\.json")
-_SEAL_BYTES = len(',"crc32c":"01234567"}')
-_MAX_BYTES = 16 * 2**20
 
 # Recorded with each commit where they are installed: they explain a difference between two chunks.
 _PACKAGES = (
     *("dualkd", "numpy", "zarr", "numcodecs", "pyarrow"),
     *("av", "torch", "torchvision", "pytorchvideo", "timm"),
 )
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one commit says.
+
+    Attributes:
+        path: its file.
+        chunk: index along the sample axis.
+        checksums: (field, view) → crc32c of the chunk file's data.
+        statuses: number of its rows by status.
+        failures: sample id → why its rows are not valid.
+        packages: versions of what made the rows.
+    """
+
+    path: Path
+    chunk: int
+    checksums: dict[tuple[str, int], int]
+    statuses: dict[str, int]
+    failures: dict[str, str]
+    packages: dict[str, str]
+
+    @property
+    def views(self) -> set[int]:
+        """The views of which it names files."""
+        return {view for _, view in self.checksums}
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,12 @@ class Commits:
     def rows(self) -> NDArray[np.bool_]:
         """Which chunks hold rows at all; (chunks, views) bool."""
         return self.present[STATUS_FIELD.name]
+
+    def coverage(self, layout: Layout) -> float:
+        """The part of the rows that is committed, whatever their status; in [0, 1]."""
+        sizes = [len(layout.sample_range(chunk)) for chunk in range(layout.num_chunks)]
+        present = self.rows.sum(axis=1) @ np.asarray(sizes)
+        return float(present) / (layout.num_samples * layout.num_views)
 
 
 def publish(
@@ -85,15 +116,9 @@ def publish(
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "packages": _package_versions(),
+        "packages": package_versions(),
     }
-    folder = layout.path / COMMITS
-    target = _free_name(folder, chunk)
-    temporary = folder / f".{target.name}.tmp"
-    temporary.write_bytes(_sealed(document))
-    sync([temporary])
-    temporary.rename(target)
-    sync([folder])
+    write_sealed(free_name(layout, chunk), document)
 
 
 def read_commits(layout: Layout) -> Commits:
@@ -103,19 +128,78 @@ def read_commits(layout: Layout) -> Commits:
         DamagedError: a commit's bytes are not those that were written, or their folder is missing.
         CacheError: a commit names chunks or views that the cache does not have.
     """
+    paths = commit_paths(layout)
+    try:
+        return gather(layout, [read_commit(layout, path) for path in paths])
+    except DamagedError as error:
+        raise DamagedError(f"{error}. {repair_hint(layout.path)}") from error
+
+
+def gather(layout: Layout, commits: Iterable[Commit]) -> Commits:
+    """Enter commits in one table."""
     shape = (layout.num_chunks, layout.num_views)
-    commits = Commits(
+    together = Commits(
         present={name: np.zeros(shape, np.bool_) for name in layout.fields},
         checksums={name: np.zeros(shape, np.uint32) for name in layout.fields},
         failures={},
     )
-    for path in _commit_paths(layout.path / COMMITS):
-        document = _unsealed(path)
-        try:
-            _enter(layout, commits, path, document)
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CacheError(f"{path} is no commit: {type(error).__name__}: {error}") from error
-    return commits
+    for commit in commits:
+        together.failures.update(commit.failures)
+        for (name, view), checksum in commit.checksums.items():
+            together.present[name][commit.chunk, view] = True
+            together.checksums[name][commit.chunk, view] = checksum
+    return together
+
+
+def read_commit(layout: Layout, path: Path) -> Commit:
+    """Read one commit.
+
+    Raises:
+        DamagedError: its bytes are not those that were written.
+        CacheError: it names chunks or views that the cache does not have.
+    """
+    document = read_sealed(path)
+    try:
+        return _parse(layout, path, document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CacheError(f"{path} is no commit: {type(error).__name__}: {error}") from error
+
+
+def commit_paths(layout: Layout) -> list[Path]:
+    """The commits, oldest first within a chunk.
+
+    Raises:
+        DamagedError: their folder is missing.
+    """
+    folder = layout.path / COMMITS
+    if not folder.is_dir():
+        # Not the same as no commits: a writer would sweep every chunk file away.
+        raise DamagedError(
+            f"{folder} is missing: no telling which chunks are complete; put it back from another "
+            "copy of this cache"
+        )
+    found = []
+    for path in folder.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match[1]), int(match[2] or 0), path))
+    return [path for *_, path in sorted(found)]
+
+
+def is_commit(file: str) -> bool:
+    """Whether a path inside the cache is that of a commit."""
+    folder, _, name = file.rpartition("/")
+    return folder == COMMITS and _NAME.fullmatch(name) is not None
+
+
+def free_name(layout: Layout, chunk: int) -> Path:
+    """`3.json`, or `3.1.json`, … : a commit that stands is never written again."""
+    folder = layout.path / COMMITS
+    target, number = folder / f"{chunk}.json", 0
+    while target.exists():
+        number += 1
+        target = folder / f"{chunk}.{number}.json"
+    return target
 
 
 def count_statuses(statuses: NDArray[np.uint8]) -> dict[str, int]:
@@ -124,11 +208,17 @@ def count_statuses(statuses: NDArray[np.uint8]) -> dict[str, int]:
     return {status.label: counts[status] for status in Status}
 
 
-def _enter(layout: Layout, commits: Commits, path: Path, document: dict[str, Any]) -> None:
+def _parse(layout: Layout, path: Path, document: dict[str, Any]) -> Commit:
     chunk, views, files = document["chunk"], document["views"], document["files"]
     if path.name.split(".")[0] != str(chunk) or not 0 <= chunk < layout.num_chunks:
         raise CacheError(f"{path} commits chunk {chunk}; the cache has {layout.num_chunks}")
-    commits.failures.update({str(name): str(why) for name, why in document["failures"].items()})
+    samples = layout.sample_range(chunk)
+    if document["samples"] != [samples.start, samples.stop]:
+        raise CacheError(
+            f"{path} commits samples {document['samples']!r:.80}; chunk {chunk} has "
+            f"{[samples.start, samples.stop]}"
+        )
+    checksums = {}
     for view in views:
         if type(view) is not int or not 0 <= view < layout.num_views:
             raise CacheError(f"{path} commits view {view!r}; the cache has {layout.num_views}")
@@ -143,61 +233,22 @@ def _enter(layout: Layout, commits: Commits, path: Path, document: dict[str, Any
                     f"{path}: {chunk_key(field, chunk, view)} has {entry['bytes']!r} bytes, "
                     f"expected {expected}"
                 )
-            commits.present[name][chunk, view] = True
-            commits.checksums[name][chunk, view] = int(entry["crc32c"], 16)
-
-
-def _commit_paths(folder: Path) -> list[Path]:
-    """The commits, oldest first within a chunk."""
-    if not folder.is_dir():
-        # Not the same as no commits: a writer would sweep every chunk file away.
-        raise DamagedError(f"{folder} is missing: no telling which chunks are complete")
-    found = []
-    for path in folder.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match:
-            found.append((int(match[1]), int(match[2] or 0), path))
-    return [path for *_, path in sorted(found)]
-
-
-def _free_name(folder: Path, chunk: int) -> Path:
-    """`3.json`, or `3.1.json`, … : a commit that stands is never written again."""
-    target, number = folder / f"{chunk}.json", 0
-    while target.exists():
-        number += 1
-        target = folder / f"{chunk}.{number}.json"
-    return target
-
-
-def _sealed(document: dict[str, Any]) -> bytes:
-    """Spell a document with the checksum of its own bytes as its last value."""
-    body = canonical_json(document)[:-1]
-    return body + _seal(body)
-
-
-def _seal(body: bytes) -> bytes:
-    return b',"crc32c":"%08x"}' % crc32c(body)
-
-
-def _unsealed(path: Path) -> dict[str, Any]:
-    """Read a commit; any byte that was changed shows, be it only a space."""
-    if path.stat().st_size > _MAX_BYTES:
-        raise CacheError(f"{path} is larger than {_MAX_BYTES} bytes: no commit")
-    content = path.read_bytes()
-    body = content[:-_SEAL_BYTES]
-    if content[-_SEAL_BYTES:] != _seal(body):
-        raise DamagedError(f"{path} is damaged: its bytes are not those that were written")
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise DamagedError(f"{path} is no JSON object")
-    return document
+            if not _CRC32C.fullmatch(entry["crc32c"]):
+                raise ValueError(f"crc32c {entry['crc32c']!r:.80}")
+            checksums[name, view] = int(entry["crc32c"], 16)
+    return Commit(
+        path=path,
+        chunk=chunk,
+        checksums=checksums,
+        statuses=dict(document["statuses"]),
+        failures={str(name): str(why) for name, why in document["failures"].items()},
+        packages={str(name): str(version) for name, version in document["packages"].items()},
+    )
 
 
 @cache
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions, here and now, of the packages that decide or explain the values of rows."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -15,8 +15,17 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from cache.layout import ATTRIBUTE, COMMITS, PROJECTION, SAMPLES, is_cache, read_layout, sync
+from cache.layout import (
+    ATTRIBUTE,
+    COMMITS,
+    PROJECTION,
+    SAMPLES,
+    is_cache,
+    read_layout,
+    sync,
+)
 from cache.lock import CacheLock
+from cache.manifest import create_manifest
 from cache.schema import (
     FORMAT_VERSION,
     OWN_FIELDS,
@@ -74,6 +83,7 @@ def make_cache(
         pq.write_table(samples, workplace / SAMPLES, write_page_checksum=True)
         (workplace / COMMITS).mkdir()
         read_layout(workplace)
+        create_manifest(workplace)
         sync([workplace, *workplace.rglob("*")])
         _rename(workplace, path)
     except BaseException:
@@ -232,5 +242,10 @@ def _storage() -> dict[str, Any]:
 def remove_temporaries(folder: Path) -> None:
     """Remove half-written files that a killed process left in a folder (zarr's and ours)."""
     for path in list(folder.iterdir()):
-        if path.name.endswith((".partial", ".tmp")) and not path.is_dir():
+        if is_temporary(path) and not path.is_dir():
             path.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file's name is one that zarr or we give to a file while it is being written."""
+    return path.name.endswith((".partial", ".tmp"))

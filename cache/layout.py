@@ -27,6 +27,7 @@ ATTRIBUTE = "dualkd"  # the one key of ours among the root group's attributes
 METADATA = "zarr.json"
 SAMPLES = "samples.parquet"
 COMMITS = "commits"
+MANIFEST = "manifest.json"
 PROJECTION = "projection"
 LOCK = ".lock"
 
@@ -81,6 +82,22 @@ class Layout:
 def chunk_key(field: Field, chunk: int, view: int) -> str:
     """The path of a chunk file inside the cache, as `vit/pooled/c.3.0.0`."""
     return f"{field.name}/c.{chunk}.{view}{'.0' * len(field.shape)}"
+
+
+def written_folders(layout: Layout) -> set[Path]:
+    """The folders in which a writer writes, and may have left temporary files."""
+    folders = {layout.path, layout.path / COMMITS}
+    for name in layout.fields:
+        folders.update(layout.path / part for part in (Path(name), *Path(name).parents))
+    return folders
+
+
+def repair_hint(folder: Path) -> str:
+    """The way out where a chunk or a commit is damaged."""
+    return (
+        f"`dualkd-cache repair {folder}` drops the damaged chunks, so that the next extract "
+        "makes them again"
+    )
 
 
 def crc32c(data: bytes | memoryview) -> int:

@@ -21,6 +21,7 @@ from cache.layout import (
     METADATA,
     PROJECTION,
     SAMPLES,
+    Layout,
     read_array_shape,
     read_file,
     read_layout,
@@ -124,20 +125,7 @@ class TeacherCache:
         Raises:
             CacheError: the table is missing, unreadable, or of another length.
         """
-        path = self.path / SAMPLES
-        try:
-            # Not `read_table`, which would take part of the path for the name of a partition.
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                length = file.metadata.num_rows
-                table = file.read() if length == self.num_samples else None
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing") from None
-        except (pa.ArrowException, OSError) as error:
-            raise DamagedError(f"{path} cannot be read: {error}") from error
-        if table is None:
-            raise CacheError(f"{path} has {length} rows, the arrays have {self.num_samples}")
-        check_samples(table)
-        return table
+        return read_samples(self._layout)
 
     @cached_property
     def projection(self) -> dict[str, NDArray[np.float32]]:
@@ -146,9 +134,7 @@ class TeacherCache:
         Raises:
             CacheError: one of them is damaged or not as this format says.
         """
-        folder = self.path / PROJECTION
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        return {name: _read_projection(folder, name) for name in names}
+        return read_projection(self._layout)
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
@@ -168,9 +154,7 @@ class TeacherCache:
     @property
     def coverage(self) -> float:
         """The part of the rows that is committed, whatever their status; in [0, 1]."""
-        present = self._commits.rows.sum(axis=1)
-        sizes = [len(self._layout.sample_range(chunk)) for chunk in range(len(present))]
-        return float(present @ np.asarray(sizes)) / (self.num_samples * self.num_views)
+        return self._commits.coverage(self._layout)
 
     def bytes_by_field(self) -> dict[str, int]:
         """Bytes of each field's committed chunk files."""
@@ -277,6 +261,31 @@ class TeacherCache:
             f"field {name!r}: nobody has made it yet. `dualkd-cache extract --dataset {dataset} "
             f"--out {self.path} --views {max(view + 1, self.num_views)}` makes it"
         )
+
+
+def read_samples(layout: Layout) -> pa.Table:
+    """Read the samples table; see `TeacherCache.samples`."""
+    path = layout.path / SAMPLES
+    try:
+        # Not `read_table`, which would take part of the path for the name of a partition.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            length = file.metadata.num_rows
+            table = file.read() if length == layout.num_samples else None
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from error
+    if table is None:
+        raise CacheError(f"{path} has {length} rows, the arrays have {layout.num_samples}")
+    check_samples(table)
+    return table
+
+
+def read_projection(layout: Layout) -> dict[str, NDArray[np.float32]]:
+    """Read the fitted projections; see `TeacherCache.projection`."""
+    folder = layout.path / PROJECTION
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    return {name: _read_projection(folder, name) for name in names}
 
 
 def _read_projection(folder: Path, name: str) -> NDArray[np.float32]:

@@ -76,7 +76,10 @@ class IdentityMismatch(CacheError):  # noqa: N818  (it reads as a noun)
         hidden = len(self.differences) - _SHOWN_DIFFERENCES
         if hidden > 0:
             lines.append(f"  … and {hidden} more")
-        lines.append("Give another --out, or --replace to throw this cache away.")
+        lines.append(
+            "Bring back what it was made from, or make another cache: extract with another --out, "
+            "or with --replace, which moves this one aside."
+        )
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type, tuple[Path, list[tuple[str, Any, Any]]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +21,16 @@ from cache.commits import Commits, publish, read_commits
 from cache.create import make_cache, remove_temporaries
 from cache.layout import (
     CHECKSUM_BYTES,
-    COMMITS,
     METADATA,
     Layout,
     chunk_key,
     read_file,
     read_layout,
     sync,
+    written_folders,
 )
 from cache.lock import CacheLock
+from cache.manifest import replace_files, settle_manifest
 from cache.schema import (
     STATUS_FIELD,
     CacheError,
@@ -118,6 +120,7 @@ class CacheWriter:
             lock: its lock, held.
         """
         self._lock = lock
+        settle_manifest(path)
         self._layout = read_layout(path)
         commits = read_commits(self._layout)
         self._written = commits.rows.copy()
@@ -178,12 +181,11 @@ class CacheWriter:
         """
         if count < 1:
             raise CacheError(f"{count} views to add, expected at least 1")
-        target = self.num_views + count
         # `status` last: it says how many views there are, so an interruption leaves the old number.
-        for field in sorted(self._layout.fields.values(), key=lambda f: f == STATUS_FIELD):
-            shape = (self._layout.num_samples, target, *field.shape)
-            self._array(field).resize(shape)
-            sync([self._layout.path / field.name / METADATA, self._layout.path / field.name])
+        fields = sorted(self._layout.fields.values(), key=lambda f: f == STATUS_FIELD)
+        names = [f"{field.name}/{METADATA}" for field in fields]
+        grown = {name: self._with_views(name, self.num_views + count) for name in names}
+        replace_files(self._layout.path, grown)
         self._layout = read_layout(self._layout.path)
         self._written = np.pad(self._written, ((0, 0), (0, count)))
 
@@ -254,6 +256,12 @@ class CacheWriter:
         sync(self._layout.path / name for name in self._layout.fields)
         return checksums
 
+    def _with_views(self, name: str, views: int) -> bytes:
+        """An array's metadata with another size of the view axis; zarr's `resize` does no more."""
+        document = json.loads((self._layout.path / name).read_bytes())
+        document["shape"][1] = views
+        return json.dumps(document, indent=2).encode()
+
     def _array(self, field: Field) -> zarr.Array[Any]:
         array = zarr.open_array(self._layout.path / field.name, mode="r+", zarr_format=3)
         # A chunk that holds nothing but fill values is written too: its commit names its file.
@@ -278,13 +286,11 @@ class CacheWriter:
     def _sweep(self, commits: Commits) -> None:
         """Remove what interrupted writers left: half-written files, chunk files without commit."""
         root = self._layout.path
-        folders = {root / COMMITS}
         for name, field in self._layout.fields.items():
-            folders.update((root / name, *list((root / name).parents)[: name.count("/") + 1]))
             present = np.argwhere(commits.present[name]).tolist()
             kept = {chunk_key(field, chunk, view) for chunk, view in present}
             for entry in list(os.scandir(root / name)):
                 if entry.name.startswith("c.") and f"{name}/{entry.name}" not in kept:
                     Path(entry).unlink()
-        for folder in folders:
+        for folder in written_folders(self._layout):
             remove_temporaries(folder)

@@ -25,6 +25,12 @@ _MISSING_END_SEC = 0.5
 _MATROSKA_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
+def decoder_version() -> str:
+    """What decodes here: frames, and so the digests of a cache, can differ between versions."""
+    codec = ".".join(str(part) for part in av.library_versions["libavcodec"])
+    return f"PyAV {av.__version__}, libavcodec {codec}"
+
+
 class VideoError(Exception):
     """A video cannot be read; the message says which and why."""
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cache import CacheWriter, PendingChunk, Status
 from pipeline.clips import Read
@@ -15,6 +14,7 @@ from pipeline.models import Features
 from pipeline.projection import Projection
 from pipeline.samples import Samples
 from stages.feed import clip_field
+from stages.rows import finite_rows, stored_values
 from stages.teachers import Teachers
 
 
@@ -65,17 +65,8 @@ class ChunkArrays:
         cnn: Features,
         projection: Projection,
     ) -> None:
-        values = {
-            **{f"vit/logits/{head}": logits for head, logits in vit.logits.items()},
-            **{f"cnn/logits/{head}": logits for head, logits in cnn.logits.items()},
-            "vit/pooled": vit.pooled,
-            "cnn/pooled": cnn.pooled,
-            "residual": projection.residual(vit_map=vit.map, cnn_map=cnn.map),
-        }
-        stored = {name: _to_half(tensor) for name, tensor in values.items()}
-        finite = np.ones(len(rows), dtype=bool)
-        for array in stored.values():
-            finite &= np.isfinite(array).reshape(len(rows), -1).all(axis=1)
+        stored = stored_values(vit, cnn, projection)
+        finite = finite_rows(stored)
         for name, array in stored.items():
             self.arrays[name][rows[finite], views[finite]] = array[finite]
         self.arrays["status"][rows, views] = np.where(
@@ -87,8 +78,3 @@ class ChunkArrays:
     def failures(self, samples: Samples) -> dict[str, str]:
         """Sample id → reason."""
         return {samples.row(row).sample_id: error for row, error in self.errors.items()}
-
-
-def _to_half(tensor: Tensor) -> NDArray[np.float16]:
-    array: NDArray[np.float16] = tensor.half().cpu().numpy()
-    return array

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,12 +24,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cache_app = typer.Typer(
-    help="Make and inspect teacher caches.",
+    help="Make, inspect, prove and mend teacher caches.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 Dataset = Annotated[str, typer.Option(help="Reads configs/DATASET.yaml.")]
+Root = Annotated[Path | None, typer.Option(help="Where the videos are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode video; 0 uses this one.")]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
@@ -103,7 +106,7 @@ def report(dataset: Dataset, cache: CachePath = None) -> None:
 @cache_app.command()
 def extract(
     dataset: Dataset,
-    root: Annotated[Path | None, typer.Option(help="Where the videos are.")] = None,
+    root: Root = None,
     out: Annotated[
         Path | None, typer.Option(help="The cache; outputs/DATASET/cache if not given.")
     ] = None,
@@ -120,9 +123,7 @@ def extract(
     from stages.extract import Options
     from stages.extract import extract as stage
 
-    run = _load(dataset)
-    if root is not None:
-        run = run.model_copy(update={"prepare": run.prepare.model_copy(update={"root": str(root)})})
+    run = _load(dataset, root)
     options = Options(
         out=out or run.cache_path,
         views=views or run.extract.views.count,
@@ -138,7 +139,7 @@ def extract(
 @cache_app.command()
 def info(
     path: Path,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a cache holds."""
     from cache import describe
@@ -152,10 +153,70 @@ def info(
     show(facts)
 
 
-def _load(dataset: str) -> Run:
+@cache_app.command()
+def verify(
+    path: Path,
+    recompute: Annotated[
+        int, typer.Option(min=0, help="Run the teachers again on so many random valid rows.")
+    ] = 0,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Compare with the teachers and samples of configs/DATASET.yaml."),
+    ] = None,
+    root: Root = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the rows of --recompute.")] = 0,
+    as_json: AsJson = False,
+    workers: Workers = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+) -> None:
+    """Read every byte of a cache and name whatever is not as it was recorded.
+
+    Exits with 0 where nothing is damaged, be the cache complete or not, else with 1. With
+    --dataset it must also be the cache that the config describes, with --recompute down to its
+    values: the same decoded frames, exactly, and the same outputs within a tolerance.
+    """
+    from stages.verify import show
+    from stages.verify import verify as stage
+
+    again = None
+    if dataset is not None:
+        from stages.recompute import Options
+        from stages.recompute import recompute as make_again
+
+        options = Options(recompute, seed, workers, batch_size, _device(device))
+        again = partial(make_again, _load(dataset, root), path, options)
+    elif recompute:
+        raise typer.BadParameter("--recompute needs --dataset: whose teachers, on which videos?")
+    facts = stage(path, again)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        show(facts)
+    if not facts["ok"]:
+        raise typer.Exit(1)
+
+
+@cache_app.command()
+def repair(path: Path) -> None:
+    """Drop the damaged chunks of a cache, so that the next extract makes just those again.
+
+    Exits with 1 where something is left that it cannot repair.
+    """
+    from stages.verify import repair as stage
+
+    if not stage(path):
+        raise typer.Exit(1)
+
+
+def _load(dataset: str, root: Path | None = None) -> Run:
+    """Load a config; its videos may lie elsewhere on this machine."""
     from pipeline.config import config_path, load_config
 
-    return load_config(config_path(dataset))
+    run = load_config(config_path(dataset))
+    if root is None:
+        return run
+    return run.model_copy(update={"prepare": run.prepare.model_copy(update={"root": str(root)})})
 
 
 def _device(name: str) -> torch.device:

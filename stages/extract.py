@@ -6,7 +6,6 @@ is read from the cache), then chunk by chunk decode → teachers → residual �
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +28,9 @@ from cache import (
     open_cache,
     open_writer,
 )
-from pipeline.clips import ClipDataset, DrawnViews, Request, in_batches, iterate
+from pipeline.clips import Request, in_batches, iterate
 from pipeline.config import Run
-from pipeline.identity import build_identity, projection_digest, view_rule
+from pipeline.identity import build_identity, projection_digest
 from pipeline.models import model_entry
 from pipeline.projection import Projection, ProjectionSums
 from pipeline.samples import Samples, read_samples
@@ -39,6 +38,8 @@ from stages.chunk_arrays import ChunkArrays
 from stages.feed import clip_field
 from stages.files import write_json
 from stages.progress import console, meter, track
+from stages.recorded import environment, sample_differences
+from stages.rows import clip_dataset, drawn_views, stored_projection
 from stages.teachers import Teachers, identity_for, load_teachers
 
 
@@ -71,7 +72,7 @@ def extract(run: Run, options: Options) -> None:
         samples = samples.take(range(min(options.limit, len(samples))))
     teachers = load_teachers(run, samples, options.device)
     with _open_or_create(run, options, samples, teachers) as writer:
-        projection = _stored_projection(options.out)
+        projection = stored_projection(open_cache(options.out))
         _check_samples(options.out, samples)
         if options.views > writer.num_views:
             writer.add_views(options.views - writer.num_views)
@@ -147,18 +148,8 @@ def _check_samples(out: Path, samples: Samples) -> None:
             f"{out} was made for {stored.num_rows} samples, the samples table now gives "
             f"{wanted.num_rows}. Use another --out, the same --limit as before, or --replace"
         )
-    for column in wanted.column_names:
-        for name, old, new in zip(
-            stored["sample_id"].to_pylist(),
-            stored[column].to_pylist() if column in stored.column_names else [],
-            wanted[column].to_pylist(),
-            strict=True,
-        ):
-            if old != new:
-                raise ExtractError(
-                    f"{out}: sample {name} was recorded with {column} {old!r}, the samples table "
-                    f"now says {new!r}. Use another --out, or --replace"
-                )
+    for difference in sample_differences(stored, wanted):
+        raise ExtractError(f"{out}: {difference}. Use another --out, or --replace")
 
 
 def _fit_projection(run: Run, options: Options, samples: Samples, teachers: Teachers) -> Projection:
@@ -166,9 +157,9 @@ def _fit_projection(run: Run, options: Options, samples: Samples, teachers: Teac
     config = run.extract.projection
     rows = range(min(config.samples, len(samples)))
     sums = ProjectionSums(grid=config.grid)
-    requests: list[Request] = [(row, _drawn(run, (0,))) for row in rows]
+    requests: list[Request] = [(row, drawn_views(run, (0,))) for row in rows]
     parts = in_batches(requests, options.batch_size)
-    dataset = _dataset(run, samples, teachers, ())
+    dataset = clip_dataset(run, samples, teachers, ())
     reads = iterate(dataset, parts, options.workers)
     for batch in track(reads, total=len(parts), what="fitting the projection", unit="batches"):
         good = [read for read in batch if read.clips is not None]
@@ -192,23 +183,6 @@ def _fit_projection(run: Run, options: Options, samples: Samples, teachers: Teac
     return projection
 
 
-def _stored_projection(out: Path) -> Projection:
-    stored = open_cache(out)
-    return Projection.from_arrays(stored.projection, stored.identity["projection"]["kind"])
-
-
-def _drawn(run: Run, views: Sequence[int]) -> DrawnViews:
-    return DrawnViews(view_rule(run.extract.views), tuple(views))
-
-
-def _dataset(
-    run: Run, samples: Samples, teachers: Teachers, students: Sequence[str]
-) -> ClipDataset:
-    specs = [teachers.vit.clip, teachers.cnn.clip, *(model_entry(name).clip for name in students)]
-    # The digest is of what the teachers saw; a student's clip may be added later.
-    return ClipDataset(Path(run.prepare.root), samples, specs, digested=2)
-
-
 def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
     fields = []
     for role, model in teachers.by_role().items():
@@ -230,8 +204,7 @@ def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
 def _provenance(teachers: Teachers) -> dict[str, Any]:
     return {
         "command": " ".join(["dualkd-cache", *sys.argv[1:]]),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
+        **environment(),
         "device": str(teachers.device),
         "dtype": "float32",
     }
@@ -247,13 +220,13 @@ def _extract_chunks(
     pending: Sequence[PendingChunk],
 ) -> None:
     """Decode ahead over all pending chunks; each is written as soon as its samples are through."""
-    dataset = _dataset(run, samples, teachers, run.extract.clips)
+    dataset = clip_dataset(run, samples, teachers, run.extract.clips)
     parts: list[list[Request]] = []
     parts_per_chunk = []
     for work in pending:
         size = max(1, options.batch_size // len(work.views))
         requests: list[Request] = [
-            (row, _drawn(run, work.views)) for row in writer.sample_range(work.chunk)
+            (row, drawn_views(run, work.views)) for row in writer.sample_range(work.chunk)
         ]
         parts += in_batches(requests, size)
         parts_per_chunk.append(-(-len(requests) // size))

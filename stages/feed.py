@@ -16,10 +16,17 @@ from pipeline.models import model_entry
 from pipeline.samples import Samples
 from pipeline.training import Batch, Method, TeacherRows, epoch_batches, steps_in_epoch
 
+_CLIPS = "clip/"
+
 
 def clip_field(student: str) -> str:
     """The cache's field of a student's stored clips."""
-    return f"clip/{student}"
+    return _CLIPS + student
+
+
+def stored_students(cache: TeacherCache) -> list[str]:
+    """The students whose clips a cache stores."""
+    return [name.removeprefix(_CLIPS) for name in cache.fields if name.startswith(_CLIPS)]
 
 
 def valid_rows(cache: TeacherCache) -> NDArray[np.bool_]:

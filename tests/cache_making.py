@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from numpy.typing import NDArray
 
 from cache import CacheWriter, Field, Status, create_cache
@@ -128,3 +132,25 @@ def contents(path: Path, *, commits: bool = False) -> dict[str, bytes]:
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != LOCK and (commits or file.parent.name != "commits")
     }
+
+
+class InterruptionError(Exception):
+    """Raised by the tests at some point of a write."""
+
+
+def interrupt_at(point: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise at the `point`-th of all moments after a change of the file system."""
+    moments = itertools.count()
+
+    def watched(call: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+        def wrapped(*args: object, **kwargs: object) -> object:
+            result = call(*args, **kwargs) if after else None
+            if next(moments) == point:
+                raise InterruptionError(call)
+            return result if after else call(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(Path, "open", watched(Path.open, after=False))  # nobody would close it
+    for holder, name in [(Path, "replace"), (Path, "rename"), (Path, "write_bytes"), (os, "fsync")]:
+        monkeypatch.setattr(holder, name, watched(getattr(holder, name), after=True))

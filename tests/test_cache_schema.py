@@ -124,7 +124,8 @@ def test_mismatch_message_lists_fields_values_and_the_way_out() -> None:
         "k400.cache was made from other inputs; these differ:",
         '  views.rule: cache "random", wanted "grid"',
         "  views.seed: cache 7, wanted 8",
-        "Give another --out, or --replace to throw this cache away.",
+        "Bring back what it was made from, or make another cache: extract with another --out, "
+        "or with --replace, which moves this one aside.",
     ]
 
 

@@ -32,16 +32,20 @@ from cache import (
     is_cache,
     open_cache,
     open_writer,
+    verify_cache,
 )
+from cache.manifest import read_manifest
 from cache_making import (
     FIELDS,
     IDENTITY,
     PROJECTION,
+    InterruptionError,
     chunk_arrays,
     contents,
     expected_rows,
     fill_cache,
     full_cache,
+    interrupt_at,
     make_cache,
     samples_table,
 )
@@ -352,7 +356,11 @@ def test_resume_needs_a_cache(tmp_path: Path) -> None:
 def test_more_views_leave_every_old_chunk_and_commit_alone(tmp_path: Path, full: Path) -> None:
     path = tmp_path / "c"
     shutil.copytree(full, path)
-    before = {key: data for key, data in contents(path, commits=True).items() if "zarr" not in key}
+    before = {
+        key: data
+        for key, data in contents(path, commits=True).items()
+        if not key.endswith(("zarr.json", "manifest.json"))
+    }
     with open_writer(path, identity=IDENTITY) as writer:
         assert writer.pending() == []
         writer.add_views(2)
@@ -369,53 +377,50 @@ def test_more_views_leave_every_old_chunk_and_commit_alone(tmp_path: Path, full:
     )
 
 
-def test_an_interrupted_growth_is_taken_up(
-    tmp_path: Path, full: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "c"
+def test_growth_writes_what_zarrs_resize_writes(tmp_path: Path, full: Path) -> None:
+    path, other = tmp_path / "c", tmp_path / "other"
     shutil.copytree(full, path)
-    resize = zarr.Array.resize
-    calls = itertools.count()
-
-    def fail_at_third(array: zarr.Array[Any], shape: tuple[int, ...]) -> None:
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        resize(array, shape)
-
+    shutil.copytree(full, other)
     with open_writer(path, identity=IDENTITY) as writer:
-        monkeypatch.setattr(zarr.Array, "resize", fail_at_third)
-        with pytest.raises(KeyboardInterrupt):
-            writer.add_views(1)
-    assert open_cache(path).num_views == 2
-    with open_writer(path, identity=IDENTITY) as writer:
+        writer.add_views(3)
+    for name in all_rows():
+        array = zarr.open_array(other / name, mode="r+")
+        array.resize((10, 5, *array.shape[2:]))
+        metadata = f"{name}/zarr.json"
+        assert (path / metadata).read_bytes() == (other / metadata).read_bytes()
+
+
+def test_an_interrupted_growth_is_taken_up(tmp_path: Path, full: Path) -> None:
+    grown = tmp_path / "grown"
+    shutil.copytree(full, grown)
+    with open_writer(grown, identity=IDENTITY) as writer:
         writer.add_views(1)
-        fill_cache(writer)
-    assert open_cache(path).status.shape == (10, 3)
+    undisturbed = contents(grown)
+    interrupted_growths = set()
+    for point in itertools.count():
+        path = tmp_path / f"at-{point}"
+        shutil.copytree(full, path)
+        with open_writer(path, identity=IDENTITY) as writer, pytest.MonkeyPatch.context() as patch:
+            interrupt_at(point, patch)
+            try:
+                writer.add_views(1)
+                break
+            except InterruptionError:
+                pass
+        proof = verify_cache(path)
+        assert proof.ok, proof.findings
+        assert open_cache(path).read([9], [1], ["input_digest"])["input_digest"] == [2**63 + 91]
+        with open_writer(path, identity=IDENTITY) as writer:
+            interrupted_growths.add(writer.num_views)
+            assert {len(digests) for digests in read_manifest(path).values()} == {1}
+            if writer.num_views == 2:
+                writer.add_views(1)
+        assert contents(path) == undisturbed
+        shutil.rmtree(path)
+    assert interrupted_growths == {2, 3}
 
 
 # --- interruptions -----------------------------------------------------------------------------
-
-
-class InterruptionError(Exception):
-    """Raised by the tests at some point of a write."""
-
-
-def interrupt_at(point: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise at the `point`-th of all moments after a change of the file system."""
-    moments = itertools.count()
-
-    def watched(call: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
-        def wrapped(*args: object, **kwargs: object) -> object:
-            result = call(*args, **kwargs) if after else None
-            if next(moments) == point:
-                raise InterruptionError(call)
-            return result if after else call(*args, **kwargs)
-
-        return wrapped
-
-    monkeypatch.setattr(Path, "open", watched(Path.open, after=False))  # nobody would close it
-    for holder, name in [(Path, "replace"), (Path, "rename"), (Path, "write_bytes"), (os, "fsync")]:
-        monkeypatch.setattr(holder, name, watched(getattr(holder, name), after=True))
 
 
 def test_an_interruption_at_any_point_loses_at_most_the_chunk_in_flight(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ COMMANDS = [
     (cli.app, "report"),
     (cli.cache_app, "extract"),
     (cli.cache_app, "info"),
+    (cli.cache_app, "verify"),
+    (cli.cache_app, "repair"),
 ]
 
 

@@ -1,0 +1,111 @@
+"""The proof of the chunks: their files against the commits, their values against the statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.checks import broken_promise, wrong_rows
+from cache.commits import Commit, Commits, count_statuses
+from cache.findings import Finding, Kind, find
+from cache.layout import CHECKSUM_BYTES, COMMITS, Layout, chunk_key, read_file
+from cache.schema import STATUS_FIELD, CacheError, Field, Status
+
+
+class ChunkProof:
+    """Checks chunk after chunk, and counts what they hold.
+
+    Attributes:
+        rows: number of rows by status, so far.
+    """
+
+    def __init__(self, layout: Layout, commits: Commits, files: Mapping[str, int]) -> None:
+        """Check nothing yet.
+
+        Args:
+            layout: the cache.
+            commits: what its chunk files must be.
+            files: path inside the cache → size, of the files that are there.
+        """
+        self._layout = layout
+        self._commits = commits
+        self._files = files
+        self._counts: dict[tuple[int, int], dict[str, int]] = {}
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Number of rows by status in the chunks that were checked and could be read."""
+        return {
+            status.label: sum(counts[status.label] for counts in self._counts.values())
+            for status in Status
+        }
+
+    def check(self, chunk: int, view: int) -> Iterator[Finding]:
+        """Read one view of a chunk, file by file, and yield what is wrong."""
+        rows = len(self._layout.sample_range(chunk))
+        status = None
+        # The statuses first: they say what the values of the other files must be.
+        for field in sorted(self._layout.fields.values(), key=lambda f: f != STATUS_FIELD):
+            if not self._commits.present[field.name][chunk, view]:
+                continue
+            try:
+                values = self._read(field, chunk, view)
+                if field == STATUS_FIELD:
+                    status = _checked_statuses(values[:rows])
+                    self._counts[chunk, view] = count_statuses(status)
+                self._check_values(field, chunk, values, status)
+            except (CacheError, OSError) as error:
+                key = chunk_key(field, chunk, view)
+                what = str(error).removeprefix(f"{self._layout.path / key} ")
+                yield find(self._layout.path, Kind.CHUNK, key, what, chunk=chunk, view=view)
+
+    def check_counts(self, commit: Commit) -> Iterator[Finding]:
+        """Hold the counts of a commit against the statuses of its chunk; after `check`."""
+        views = sorted(view for name, view in commit.checksums if name == STATUS_FIELD.name)
+        counts = [self._counts.get((commit.chunk, view)) for view in views]
+        read = [of_view for of_view in counts if of_view is not None]
+        total = {status.label: sum(count[status.label] for count in read) for status in Status}
+        if views and len(read) == len(views) and commit.statuses != total:
+            what = f"counts the statuses {commit.statuses}; its chunk holds {total}"
+            name = f"{COMMITS}/{commit.path.name}"
+            yield find(self._layout.path, Kind.COMMIT, name, what, chunk=commit.chunk)
+
+    def _read(self, field: Field, chunk: int, view: int) -> NDArray[Any]:
+        """Read a whole chunk file, padding and all; (samples in a chunk, ...)."""
+        key = chunk_key(field, chunk, view)
+        size, expected = self._files.get(key), self._layout.chunk_bytes(field) + CHECKSUM_BYTES
+        if size is None:
+            raise CacheError("is missing")
+        if size != expected:
+            raise CacheError(f"has {size} bytes, committed {expected}")
+        data, actual = read_file(self._layout.path / key)
+        committed = int(self._commits.checksums[field.name][chunk, view])
+        if actual != committed:
+            raise CacheError(f"is damaged: its crc32c is {actual:08x}, committed {committed:08x}")
+        return np.frombuffer(data, field.numpy_dtype).reshape(-1, *field.shape)
+
+    def _check_values(
+        self, field: Field, chunk: int, values: NDArray[Any], status: NDArray[np.uint8] | None
+    ) -> None:
+        samples = self._layout.sample_range(chunk)
+        padding = values[len(samples) :]
+        if not (np.isnan(padding) if field.is_float else padding == field.fill).all():
+            raise CacheError(f"holds other values than {field.fill} behind sample {samples[-1]}")
+        if status is None:
+            return
+        wrong = wrong_rows(field, values[: len(samples)], status)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise CacheError(
+                f"holds {int(wrong.sum())} rows that break their status's word; that of sample "
+                f"{samples[row]} {broken_promise(status[row])}"
+            )
+
+
+def _checked_statuses(status: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if not np.isin(status, list(Status)[1:]).all():
+        raise CacheError(f"holds the statuses {np.unique(status).tolist()}, not 1 … 3")
+    return status

@@ -1,0 +1,107 @@
+"""Dropping what is damaged, so that the next extract makes it again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.commits import commit_paths, read_commit
+from cache.findings import Finding, Kind
+from cache.layout import COMMITS, Layout, read_layout, sync
+from cache.lock import CacheLock
+from cache.verify import Watch, verify_cache
+from cache.writer import CacheWriter
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """One chunk of which rows are gone.
+
+    Attributes:
+        chunk: index along the sample axis.
+        samples: its samples; none where the cache has no such chunk.
+        views: the views that the next extract makes.
+        commits: names of the commits that were removed, with all files that they name.
+        findings: why.
+    """
+
+    chunk: int
+    samples: range
+    views: tuple[int, ...]
+    commits: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair did.
+
+    Attributes:
+        path: the cache.
+        dropped: the chunks of which it removed rows.
+        beyond: the damage that it cannot mend.
+    """
+
+    path: Path
+    dropped: list[Dropped]
+    beyond: list[Finding]
+
+
+def repair_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Repair:
+    """Verify a cache and drop its damaged chunks; the next extract makes just those again.
+
+    A commit falls as a whole, with the files of all the views that it names. Nothing is judged by
+    damaged metadata: where those are damaged nothing is dropped.
+
+    Args:
+        path: the cache's folder.
+        watch: see `verify_cache`.
+
+    Raises:
+        CacheError: there is no cache, or another process is writing it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        read_layout(folder)  # says that there is no cache
+    lock = CacheLock(folder)
+    try:
+        findings = verify_cache(folder, watch).findings
+        beyond = [find for find in findings if find.kind in (Kind.METADATA, Kind.STRANGER)]
+        if any(find.kind == Kind.METADATA for find in beyond):
+            return Repair(folder, [], beyond)
+        damage: dict[int, list[Finding]] = {}
+        for find in findings:
+            if find.kind in (Kind.COMMIT, Kind.CHUNK) and find.chunk is not None:
+                damage.setdefault(find.chunk, []).append(find)
+        removed = _remove_commits(read_layout(folder), damage)
+        writer = CacheWriter(folder, lock)  # it sweeps the chunk files that no commit names now
+        pending = {work.chunk: work.views for work in writer.pending()}
+        dropped = [
+            Dropped(
+                chunk=chunk,
+                samples=writer.layout.sample_range(chunk),
+                views=pending.get(chunk, ()),
+                commits=tuple(removed[chunk]),
+                findings=tuple(reasons),
+            )
+            for chunk, reasons in sorted(damage.items())
+        ]
+        return Repair(folder, dropped, beyond)
+    finally:
+        lock.release()
+
+
+def _remove_commits(layout: Layout, damage: dict[int, list[Finding]]) -> dict[int, list[str]]:
+    """Remove the damaged commits, and those that name a damaged file; returns names by chunk."""
+    removed: dict[int, list[str]] = {chunk: [] for chunk in damage}
+    for path in commit_paths(layout):
+        file, chunk = f"{COMMITS}/{path.name}", int(path.name.partition(".")[0])
+        finds = damage.get(chunk, [])
+        views = {find.view for find in finds if find.view is not None}
+        spoilt = any(find.file == file for find in finds)
+        if spoilt or (views and read_commit(layout, path).views & views):
+            removed[chunk].append(file)
+            path.unlink()
+    sync([layout.path / COMMITS])
+    return removed

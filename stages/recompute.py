@@ -1,0 +1,233 @@
+"""`verify --recompute`: the teachers run again over some rows, beside what the cache holds of them.
+
+Top to bottom: is it the same identity, are they the same samples; then decode → teachers →
+residual as in `extract`, and compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache import Status, TeacherCache, open_cache
+from pipeline.clips import Read, Request, in_batches, iterate
+from pipeline.config import Run
+from pipeline.projection import Projection
+from pipeline.samples import Samples, read_samples, samples_from_table
+from stages.feed import clip_field, stored_students
+from stages.progress import track
+from stages.recorded import environment, recorded_samples_now, sample_differences
+from stages.rows import clip_dataset, drawn_views, stored_projection, stored_values
+from stages.teachers import Teachers, identity_for, load_teachers
+
+# A value may differ by this × (its own size + the root mean square of its row in the field). For
+# float16 it is four roundings (one is 2⁻¹¹) of the value, and as much of the row: small values are
+# sums of large ones, whose order differs between machines and batches.
+TOLERANCE = {"float16": 2.0**-9, "float64": 1e-9}
+_EXACT = 0.5  # allowed of integers
+_NOT_FINITE = 1e9  # stands for a recomputed value that is not finite
+
+_SHOWN = 10
+
+
+class RecomputeError(RuntimeError):
+    """Rows cannot be made again here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make again, and how."""
+
+    rows: int
+    seed: int
+    workers: int
+    batch_size: int
+    device: torch.device
+
+
+@dataclass
+class FieldDifference:
+    """How far one field is from its recomputation, over all rows.
+
+    Attributes:
+        largest: the largest absolute difference.
+        of_tolerance: the largest difference as a share of what is allowed there.
+    """
+
+    largest: float = 0.0
+    of_tolerance: float = 0.0
+
+
+@dataclass(frozen=True)
+class RowFinding:
+    """One row that does not come out as it stands in the cache.
+
+    Attributes:
+        sample_id: the sample.
+        view: index along the view axis.
+        what: what is different.
+        way_out: what to do.
+    """
+
+    sample_id: str
+    view: int
+    what: str
+    way_out: str
+
+
+class Recomputed:
+    """What came of it.
+
+    Attributes:
+        rows: number of rows that were made again.
+        fields: differences by field, over the rows whose video could be read.
+        findings: the rows that do not come out as they stand in the cache.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.fields: dict[str, FieldDifference] = {}
+        self.findings: list[RowFinding] = []
+
+
+def recompute(run: Run, path: Path, options: Options) -> Recomputed:
+    """Make random valid rows of a cache again and compare them with what it holds.
+
+    With 0 rows only identity and samples are compared.
+
+    Args:
+        run: the config; videos, samples table and teachers are those of this machine.
+        path: the cache.
+        options: how many rows, drawn with which seed.
+
+    Raises:
+        cache.IdentityMismatch: the cache was made from other inputs than the config names.
+        RecomputeError: a recorded sample has another file, stretch, split or label now.
+    """
+    stored, now = open_cache(path), read_samples(run.samples_path)
+    teachers = load_teachers(run, now, options.device)
+    stored.check_identity(identity_for(run, now, teachers, stored))
+    _check_samples(run, stored, now)
+    places = _draw_rows(stored, options)
+    result = Recomputed(len(places))
+    students, projection = stored_students(stored), stored_projection(stored)
+    samples = samples_from_table(stored.samples, str(path))
+    dataset = clip_dataset(run, samples, teachers, students)
+    requests: list[Request] = [(row, drawn_views(run, (view,))) for row, view in places.tolist()]
+    parts = in_batches(requests, options.batch_size)
+    reads = iterate(dataset, parts, options.workers)
+    progress = track(reads, total=len(parts), what="recomputing", unit="batches")
+    for number, batch in enumerate(progress):
+        of_batch = places[number * options.batch_size :][: len(batch)]
+        good = [place for place, read in enumerate(batch) if read.clips is not None]
+        for place, read in enumerate(batch):
+            if read.clips is None:
+                what = f"was readable when the cache was made, and is not now: {read.error}"
+                _note(result, stored, of_batch[place], what, "compare the file with its maker's")
+        if good:
+            made = _make([batch[place] for place in good], teachers, projection, students)
+            _compare(result, stored, of_batch[good], made)
+    return result
+
+
+def _check_samples(run: Run, stored: TeacherCache, now: Samples) -> None:
+    table, lost = recorded_samples_now(stored.samples, now.table)
+    differences = [f"sample {name} is not in the samples table" for name in lost]
+    if not lost:
+        differences = list(sample_differences(stored.samples, table))
+    if differences:
+        hidden = len(differences) - _SHOWN
+        more = [f"  … and {hidden} more"] if hidden > 0 else []
+        raise RecomputeError(
+            "\n".join(
+                [
+                    f"{stored.path} was not made from the samples of {run.samples_path}:",
+                    *(f"  {difference}" for difference in differences[:_SHOWN]),
+                    *more,
+                    "Prepare the samples table that the cache was made from.",
+                ]
+            )
+        )
+
+
+def _draw_rows(stored: TeacherCache, options: Options) -> NDArray[np.int64]:
+    """Random valid rows, (n, 2): sample, view; in the order of the cache."""
+    valid = np.argwhere(stored.status == Status.VALID)
+    count = min(options.rows, len(valid))
+    chosen = np.random.default_rng(options.seed).choice(len(valid), count, replace=False)
+    return valid[np.sort(chosen)]
+
+
+def _make(
+    reads: Sequence[Read], teachers: Teachers, projection: Projection, students: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """The fields of one batch of rows, as `extract` makes them."""
+    clips = [read.clips for read in reads if read.clips is not None]
+    ((vit, cnn),) = teachers.features(reads, len(reads))
+    made: dict[str, NDArray[Any]] = {
+        "views": np.concatenate([of_row.views for of_row in clips]),
+        "input_digest": np.concatenate([of_row.digests for of_row in clips]),
+    }
+    for place, student in enumerate(students, start=2):
+        made[clip_field(student)] = np.concatenate([of_row.clips[place] for of_row in clips])
+    return made | stored_values(vit, cnn, projection)
+
+
+def _compare(
+    result: Recomputed,
+    stored: TeacherCache,
+    places: NDArray[np.int64],
+    made: dict[str, NDArray[Any]],
+) -> None:
+    """Enter the differences of one batch; those of the frames explain all others of a row."""
+    cached = stored.read(places[:, 0], places[:, 1], list(made))
+    now, then = made.pop("input_digest"), cached.pop("input_digest")
+    decoders = environment()["decoder"], stored.provenance.get("decoder", "an unknown decoder")
+    for place in np.flatnonzero(now != then):
+        what = (
+            f"has other frames: input_digest {now[place]:016x} by {decoders[0]}, recorded "
+            f"{then[place]:016x} by {decoders[1]}"
+        )
+        way_out = "decode with the recorded versions, or get the video that the cache was made from"
+        _note(result, stored, places[place], what, way_out)
+    for name, values in made.items():
+        largest, of_tolerance = _differences(values, cached[name])
+        field = result.fields.setdefault(name, FieldDifference())
+        field.largest = max(field.largest, float(largest.max()))
+        field.of_tolerance = max(field.of_tolerance, float(of_tolerance.max()))
+        for place in np.flatnonzero((of_tolerance > 1) & (now == then)):
+            what = (
+                f"differs in {name} by up to {largest[place]:.3g}, which is "
+                f"{of_tolerance[place]:.3g} times the tolerance"
+            )
+            way_out = "the frames are the recorded ones: compare device, packages and dtype"
+            _note(result, stored, places[place], what, way_out)
+
+
+def _differences(
+    now: NDArray[Any], then: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Per row the largest absolute difference, and the largest as a share of what is allowed."""
+    new, old = (values.reshape(len(values), -1).astype(np.float64) for values in (now, then))
+    new = np.nan_to_num(new, nan=_NOT_FINITE, posinf=_NOT_FINITE, neginf=-_NOT_FINITE)
+    difference = np.abs(new - old)
+    if then.dtype.name in TOLERANCE:
+        size = np.abs(old) + np.sqrt(np.mean(old**2, axis=1, keepdims=True))
+        allowed = np.maximum(TOLERANCE[then.dtype.name] * size, np.finfo(np.float16).tiny)
+    else:
+        allowed = np.full_like(old, _EXACT)
+    return difference.max(axis=1), (difference / allowed).max(axis=1)
+
+
+def _note(
+    result: Recomputed, stored: TeacherCache, place: NDArray[np.int64], what: str, way_out: str
+) -> None:
+    sample, view = place.tolist()
+    name = stored.samples["sample_id"][sample].as_py()
+    result.findings.append(RowFinding(name, view, what, way_out))

@@ -1,0 +1,146 @@
+"""`dualkd-cache verify` and `dualkd-cache repair`: their progress, and what they say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from cache import Kind, Verification, open_cache, repair_cache, verify_cache
+from stages.progress import track
+from stages.recorded import environment
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from stages.recompute import Recomputed
+
+_console = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]:
+    """Verify a cache, with progress; afterwards, if it is sound, make rows of it again.
+
+    Args:
+        path: the cache.
+        again: compares with the config's teachers, samples and videos; None: the cache alone.
+
+    Returns:
+        plain JSON: `path`, `ok`, `fingerprint`, `coverage`, `rows` by status, `files`, `bytes`,
+        `seconds`, `findings`, `versions` that are others here (name → recorded, present), and
+        `recomputed` (`rows`, `fields`, `findings`), null where nothing was made again.
+
+    Raises:
+        cache.CacheError: there is no cache, or it is another one than the config describes.
+        stages.recompute.RecomputeError: a recorded sample is another one now.
+    """
+    started = time.monotonic()
+    proof = verify_cache(path, _track)
+    seconds = time.monotonic() - started
+    recomputed = again() if again and proof.ok else None  # rows of a damaged cache prove nothing
+    return {
+        "path": str(path),
+        "ok": proof.ok and not (recomputed and recomputed.findings),
+        "fingerprint": proof.fingerprint,
+        "coverage": proof.coverage,
+        "rows": proof.rows,
+        "files": proof.files,
+        "bytes": proof.bytes,
+        "seconds": seconds,
+        "findings": [asdict(finding) for finding in proof.findings],
+        "versions": _other_versions(proof),
+        "recomputed": _plain(recomputed) if recomputed else None,
+    }
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print what `verify` says, for people."""
+    rate = facts["bytes"] / 1e6 / max(facts["seconds"], 1e-9)
+    _console.print(
+        f"{facts['path']}: {facts['files']} files, {facts['bytes'] / 1e6:.1f} MB read in "
+        f"{facts['seconds']:.1f} s ({rate:.0f} MB/s)"
+    )
+    if facts["fingerprint"] is None:
+        _console.print("the chunks were not read: what says how is damaged")
+    else:
+        rows = ", ".join(f"{count} {kind}" for kind, count in facts["rows"].items() if count)
+        partial = " (what is not there yet is no damage)" if facts["coverage"] < 1 else ""
+        _console.print(f"fingerprint {facts['fingerprint']}")
+        _console.print(f"coverage {facts['coverage']:.1%}{partial}; rows: {rows or 'none'}")
+    for name, (recorded, present) in facts["versions"].items():
+        _console.print(f"{name}: made with {recorded}, here is {present} (told, not refused)")
+    for finding in facts["findings"]:
+        _console.print(f"{finding['kind']}: {finding['file']} {finding['what']}")
+        _console.print(f"  {finding['way_out']}")
+    recomputed = facts["recomputed"]
+    if recomputed:
+        _console.print(f"{recomputed['rows']} rows made again; largest difference by field:")
+        for name, field in recomputed["fields"].items():
+            _console.print(
+                f"  {name}: {field['largest']:.3g}, {field['of_tolerance']:.3g} × the tolerance"
+            )
+        for finding in recomputed["findings"]:
+            _console.print(f"{finding['sample_id']}, view {finding['view']}: {finding['what']}")
+            _console.print(f"  {finding['way_out']}")
+    _console.print("all is well" if facts["ok"] else "this cache is NOT well: see above")
+
+
+def repair(path: Path) -> bool:
+    """Drop the damaged chunks of a cache, with progress, and print what was done.
+
+    Returns:
+        whether nothing is left that cannot be repaired.
+
+    Raises:
+        cache.CacheError: there is no cache, or another process is writing it.
+    """
+    repaired = repair_cache(path, _track)
+    for dropped in repaired.dropped:
+        what = ", ".join(dropped.commits) or "files without commit"
+        views = ", ".join(map(str, dropped.views)) or "none"
+        _console.print(
+            f"dropped: {what} of chunk {dropped.chunk} ({len(dropped.samples)} samples from "
+            f"{dropped.samples.start} on); views to make again: {views}"
+        )
+        for finding in dropped.findings:
+            _console.print(f"  because {finding.file} {finding.what}")
+    for finding in repaired.beyond:
+        _console.print(f"not repaired: {finding.file} {finding.what}; {finding.way_out}")
+    if any(finding.kind == Kind.METADATA for finding in repaired.beyond):
+        _console.print("nothing was dropped: chunks are not judged by damaged metadata")
+    elif repaired.dropped:
+        dataset = open_cache(path).identity.get("dataset")
+        name = dataset.get("name") if isinstance(dataset, dict) else dataset
+        _console.print(
+            f"`dualkd-cache extract --dataset {name} --out {path}` makes the dropped rows again"
+        )
+    elif not repaired.beyond:
+        _console.print(f"{path} is sound: there was nothing to repair")
+    return not repaired.beyond
+
+
+def _track(units: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    return track(units, total=len(units), what="verifying", unit="chunks")
+
+
+def _other_versions(proof: Verification) -> dict[str, tuple[str, str]]:
+    """Name → recorded, present: of packages (from the commits) and of machine and decoder."""
+    others = {
+        name: (" and ".join(proof.packages[name]), proof.present.get(name, "none"))
+        for name in proof.other_packages
+    }
+    for name, present in environment().items():
+        recorded = proof.provenance.get(name, present)
+        if recorded != present:
+            others[name] = (str(recorded), present)
+    return others
+
+
+def _plain(recomputed: Recomputed) -> dict[str, Any]:
+    return {
+        "rows": recomputed.rows,
+        "fields": {name: asdict(field) for name, field in recomputed.fields.items()},
+        "findings": [asdict(finding) for finding in recomputed.findings],
+    }
