@@ -267,7 +267,7 @@ def make_optimiser(
     """AdamW without weight decay on biases and norms (timm's grouping)."""
     modules = nn.ModuleList([model] if branch is None else [model, branch])
     groups = param_groups_weight_decay(modules, recipe.weight_decay)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def make_schedule(
