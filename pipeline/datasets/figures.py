@@ -164,8 +164,12 @@ def encode(frames: Iterator[NDArray[np.uint8]], path: Path, frame_rate: int) -> 
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         # x264's macroblock tree reads memory that nobody wrote: with it the bytes differ by chance.
-        options = {"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "mbtree=0"}
-        stream.options = options
+        stream.options = {
+            "preset": "veryfast",
+            "crf": "20",
+            "threads": "1",
+            "x264-params": "mbtree=0",
+        }
         for rgb in frames:
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
             container.mux(stream.encode(frame))
