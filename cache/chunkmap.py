@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from cache.commits import Commits
-from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c, repair_hint
+from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c, own_path, repair_hint
 from cache.schema import DamagedError, Field
 
 # Linux lets a process have 65,530 mappings; the fields of one cache share these, so that a process
@@ -57,7 +57,7 @@ class ChunkMaps:
         return mapped
 
     def _open(self, chunk: int, view: int) -> memoryview:
-        path = self._layout.path / chunk_key(self._field, chunk, view)
+        path = own_path(self._layout.path, chunk_key(self._field, chunk, view))
         size = self._layout.chunk_bytes(self._field)
         try:
             # pyarrow's mapping outlives its file: no descriptor is kept, where `np.memmap` keeps

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.layout import CHECKSUM_BYTES, COMMITS, Layout, chunk_key, repair_hint
+from cache.layout import CHECKSUM_BYTES, COMMITS, Layout, chunk_key, own_path, repair_hint
 from cache.schema import STATUS_FIELD, CacheError, DamagedError, Status
 from cache.sealed import read_sealed, write_sealed
 
@@ -171,7 +171,7 @@ def commit_paths(layout: Layout) -> list[Path]:
     Raises:
         DamagedError: their folder is missing.
     """
-    folder = layout.path / COMMITS
+    folder = own_path(layout.path, COMMITS)
     if not folder.is_dir():
         # Not the same as no commits: a writer would sweep every chunk file away.
         raise DamagedError(
@@ -182,7 +182,7 @@ def commit_paths(layout: Layout) -> list[Path]:
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
         if match:
-            found.append((int(match[1]), int(match[2] or 0), path))
+            found.append((int(match[1]), int(match[2] or 0), own_path(folder, path.name)))
     return [path for *_, path in sorted(found)]
 
 

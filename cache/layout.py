@@ -84,6 +84,25 @@ def chunk_key(field: Field, chunk: int, view: int) -> str:
     return f"{field.name}/c.{chunk}.{view}{'.0' * len(field.shape)}"
 
 
+def own_path(folder: Path, name: str) -> Path:
+    """The path of one of a cache's own files or folders: no link on the way.
+
+    A cache may come from somebody else, and a link could lead anywhere on this machine.
+
+    Raises:
+        CacheError: a part of the path inside the cache is a link.
+    """
+    path = folder
+    for part in name.split("/"):
+        path = path / part
+        if path.is_symlink():
+            raise CacheError(
+                f"{path} is a link, and a cache is read from its own files only: put a copy of "
+                "what it points to in its place (with DVC: cache.type reflink, hardlink or copy)"
+            )
+    return path
+
+
 def written_folders(layout: Layout) -> set[Path]:
     """The folders in which a writer writes, and may have left temporary files."""
     folders = {layout.path, layout.path / COMMITS}
@@ -214,7 +233,7 @@ def read_array_shape(path: Path, *, one_chunk: bool) -> tuple[list[int], list[in
 
 def _read_root(folder: Path) -> dict[str, Any]:
     """Read what the root group's attributes say of us."""
-    if not (folder / METADATA).is_file():
+    if not own_path(folder, METADATA).is_file():
         what = "is no cache" if folder.exists() else "does not exist"
         raise CacheError(f"{folder} {what}; `dualkd-cache extract --out {folder}` makes one")
     attributes = _read_json(folder / METADATA).get("attributes")
@@ -250,7 +269,7 @@ def _root_values(
 def _read_field(folder: Path, name: str) -> tuple[Field, list[int], int]:
     """Read one field's metadata; also its array's shape and the samples of one chunk."""
     check_field_name(name)
-    path = folder / name / METADATA
+    path = own_path(folder, f"{name}/{METADATA}")
     shape, chunk, document = read_array_shape(path, one_chunk=False)
     dims = document.get("dimension_names")
     if not isinstance(dims, list) or dims[:2] != ["sample", "view"] or len(dims) != len(shape):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from cache.layout import LOCK, MANIFEST, METADATA, SAMPLES, sync
+from cache.layout import LOCK, MANIFEST, METADATA, SAMPLES, own_path, sync
 from cache.schema import CacheError, DamagedError
 from cache.sealed import read_sealed, write_by_rename, write_sealed
 
@@ -37,7 +37,7 @@ def read_manifest(folder: Path) -> dict[str, list[str]]:
     Raises:
         CacheError: the manifest is missing, damaged, or none.
     """
-    path = folder / MANIFEST
+    path = own_path(folder, MANIFEST)
     try:
         files = read_sealed(path).get("files")
     except FileNotFoundError:
@@ -59,7 +59,7 @@ def check_file(folder: Path, name: str, digests: list[str]) -> str | None:
         digests: what the manifest lists.
     """
     try:
-        actual = _sha256(folder / name)
+        actual = _sha256(own_path(folder, name))
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -22,6 +22,7 @@ from cache.layout import (
     PROJECTION,
     SAMPLES,
     Layout,
+    own_path,
     read_array_shape,
     read_file,
     read_layout,
@@ -37,6 +38,8 @@ from cache.schema import (
     check_identity,
     check_samples,
 )
+
+_MAX_TABLE_BYTES = 2**30
 
 
 def open_cache(path: str | os.PathLike[str]) -> TeacherCache:
@@ -265,11 +268,12 @@ class TeacherCache:
 
 def read_samples(layout: Layout) -> pa.Table:
     """Read the samples table; see `TeacherCache.samples`."""
-    path = layout.path / SAMPLES
+    path = own_path(layout.path, SAMPLES)
     try:
         # Not `read_table`, which would take part of the path for the name of a partition.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             length = file.metadata.num_rows
+            _check_unpacked(path, file)
             table = file.read() if length == layout.num_samples else None
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
@@ -281,17 +285,29 @@ def read_samples(layout: Layout) -> pa.Table:
     return table
 
 
+def _check_unpacked(path: Path, file: pq.ParquetFile) -> None:
+    """A small file can unpack to more than this machine's memory."""
+    groups = range(file.metadata.num_row_groups)
+    size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+    if size > _MAX_TABLE_BYTES:
+        raise CacheError(
+            f"{path} would unpack to {size} bytes; a samples table of at most {_MAX_TABLE_BYTES} "
+            "is read"
+        )
+
+
 def read_projection(layout: Layout) -> dict[str, NDArray[np.float32]]:
     """Read the fitted projections; see `TeacherCache.projection`."""
-    folder = layout.path / PROJECTION
+    folder = own_path(layout.path, PROJECTION)
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     return {name: _read_projection(folder, name) for name in names}
 
 
 def _read_projection(folder: Path, name: str) -> NDArray[np.float32]:
     check_field_name(name)
-    shape, _, document = read_array_shape(folder / name / METADATA, one_chunk=True)
-    path = folder / name / ".".join(["c", *("0" for _ in shape)])
+    metadata = own_path(folder, f"{name}/{METADATA}")
+    shape, _, document = read_array_shape(metadata, one_chunk=True)
+    path = own_path(folder, f"{name}/" + ".".join(["c", *("0" for _ in shape)]))
     size = path.stat().st_size if path.exists() else 0
     expected = math.prod(shape) * np.dtype(np.float32).itemsize + CHECKSUM_BYTES
     if document.get("data_type") != "float32" or size != expected:

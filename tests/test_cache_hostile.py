@@ -1,0 +1,280 @@
+"""Caches come from other people: whatever one claims, it is read or refused, and nothing else.
+
+No other error than ours, no file opened outside the cache's folder, no memory beyond what its files
+are worth, nothing written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cache import CacheError, describe, open_cache, verify_cache
+from cache.layout import crc32c
+from cache.sealed import seal
+from cache_making import contents, full_cache, samples_table
+
+JSON_FILES = (
+    "zarr.json",
+    "status/zarr.json",
+    "vit/pooled/zarr.json",
+    "projection/vit_weight/zarr.json",
+    "manifest.json",
+    "commits/0.json",
+)
+SEALED = ("manifest.json", "commits/0.json")
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return full_cache(tmp_path_factory.mktemp("honest") / "c")
+
+
+def read_all(path: Path) -> None:
+    """All that a reader does; only `CacheError` may come out of any of it."""
+    with short_refusal():
+        cache = open_cache(path)
+        uses = (
+            lambda: cache.samples,
+            lambda: cache.projection,
+            lambda: cache.status,
+            lambda: cache.failures,
+            lambda: cache.read([0, 1], [0, 0]),
+            lambda: describe(path),
+        )
+        for use in uses:
+            with short_refusal():
+                use()
+
+
+def exercise(path: Path) -> None:
+    """Read, and verify."""
+    read_all(path)
+    with short_refusal():
+        verify_cache(path)
+
+
+@contextmanager
+def short_refusal() -> Iterator[None]:
+    """Whatever goes wrong is ours, with a message that fits a screen."""
+    try:
+        yield
+    except CacheError as error:
+        if not 0 < len(str(error)) < 20_000:
+            raise
+
+
+@contextmanager
+def opened_files() -> Iterator[list[Path]]:
+    """The paths that are opened meanwhile, by anyone in this process."""
+    seen: list[Path] = []
+    _LISTENERS.append(seen)
+    try:
+        yield seen
+    finally:
+        _LISTENERS.remove(seen)
+
+
+_LISTENERS: list[list[Path]] = []
+
+
+def _listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if _LISTENERS and event == "open" and isinstance(arguments[0], str | os.PathLike):
+        for seen in _LISTENERS:
+            seen.append(Path(arguments[0]))
+
+
+sys.addaudithook(_listen)
+
+NUMBERS = (-1, 0, 1, 2**31, 2**63, 10**30, 1.5)
+TEXTS = ("", "..", "/etc/passwd", "../../x", "float16", "object", "x" * 5000, "\x00", "NaN")
+NESTED = ("[]", "{}", "[[]]", '["..", "/"]', '{"a": {"a": {"a": []}}}', "null", "true")
+ODD = st.sampled_from([json.dumps(value) for value in (*NUMBERS, *TEXTS)] + list(NESTED))
+
+
+def nodes(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The ways to all values inside a JSON document."""
+    yield way
+    items = value.items() if isinstance(value, dict) else ()
+    for key, inner in enumerate(value) if isinstance(value, list) else items:
+        yield from nodes(inner, (*way, key))
+
+
+def changed(document: Any, way: tuple[Any, ...], value: Any, *, remove: bool) -> Any:
+    if not way:
+        return value
+    at = document
+    for key in way[:-1]:
+        at = at[key]
+    if remove:
+        del at[way[-1]]
+    else:
+        at[way[-1]] = value
+    return document
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_any_claim_in_the_metadata_is_read_or_refused(
+    honest: Path, tmp_path: Path, name: str, data: st.DataObject
+) -> None:
+    path = tmp_path / "c"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(honest, path)
+    document = json.loads((path / name).read_bytes())
+    document.pop("crc32c", None)
+    for _ in range(data.draw(st.integers(1, 3))):
+        way = data.draw(st.sampled_from(list(nodes(document))))
+        document = changed(
+            document, way, json.loads(data.draw(ODD)), remove=data.draw(st.booleans())
+        )
+    sealable = name in SEALED and isinstance(document, dict)
+    (path / name).write_bytes(seal(document) if sealable else json.dumps(document).encode())
+    before = contents(path, commits=True)
+    exercise(path)
+    assert contents(path, commits=True) == before
+
+
+@pytest.mark.parametrize("name", [*JSON_FILES, "samples.parquet"])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(junk=st.binary(max_size=200), at=st.floats(0, 1), whole=st.booleans())
+def test_any_bytes_are_read_or_refused(
+    honest: Path, tmp_path: Path, name: str, junk: bytes, at: float, whole: bool
+) -> None:
+    path = tmp_path / "c"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(honest, path)
+    content = (path / name).read_bytes()
+    place = round(at * len(content))
+    (path / name).write_bytes(junk if whole else content[:place] + junk + content[place + 9 :])
+    exercise(path)
+
+
+@pytest.mark.parametrize("depth", [1_000, 200_000])
+@pytest.mark.parametrize("name", ["zarr.json", "commits/0.json", "status/zarr.json"])
+def test_deep_nesting_is_refused(honest: Path, tmp_path: Path, name: str, depth: int) -> None:
+    path = shutil.copytree(honest, tmp_path / "c")
+    (path / name).write_text('{"attributes": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(CacheError):
+        open_cache(path)
+    exercise(path)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "commits/0.json", "manifest.json"])
+def test_a_giant_document_is_not_even_read(honest: Path, tmp_path: Path, name: str) -> None:
+    path = shutil.copytree(honest, tmp_path / "c")
+    with (path / name).open("r+b") as file:
+        file.truncate(200 * 2**30)  # sparse: it takes no room on the disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read_all(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize(
+    "shape", [[10**18, 2], [10, 10**18], [2**31, 2**31], [2**40, 1], [10, 2**25]]
+)
+def test_giant_shapes_take_no_memory(honest: Path, tmp_path: Path, shape: list[int]) -> None:
+    path = shutil.copytree(honest, tmp_path / "c")
+    for file in path.rglob("zarr.json"):
+        document = json.loads(file.read_text())
+        if "sample" in (document.get("dimension_names") or []):
+            document["shape"][:2] = shape
+            file.write_text(json.dumps(document))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    exercise(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+LINKS = (
+    ("vit/pooled/c.0.0.0", "file"),
+    ("status/c.0.0", "file"),
+    ("samples.parquet", "file"),
+    ("zarr.json", "file"),
+    ("status/zarr.json", "file"),
+    ("commits/0.json", "file"),
+    ("projection/vit_weight/c.0.0", "file"),
+    ("vit/pooled", "folder"),
+    ("vit", "folder"),
+    ("commits", "folder"),
+    ("projection", "folder"),
+    ("projection/vit_weight", "folder"),
+)
+
+
+@pytest.mark.parametrize(("name", "kind"), LINKS)
+def test_a_link_out_of_the_folder_is_refused_not_followed(
+    honest: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    """The target is the right file, outside: only the link is wrong."""
+    path = shutil.copytree(honest, tmp_path / "c")
+    outside = tmp_path / "outside"
+    shutil.move(path / name, outside)
+    (path / name).symlink_to(outside, target_is_directory=kind == "folder")
+
+    def use() -> None:
+        cache = open_cache(path)
+        _ = cache.samples, cache.projection, cache.status, cache.read([0], [0])
+
+    with opened_files() as files, pytest.raises(CacheError, match="link"):
+        use()
+    assert not [file for file in files if outside in (file, *file.parents)]
+    exercise(path)
+
+
+def test_a_samples_table_of_another_length_is_refused(honest: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(honest, tmp_path / "c")
+    pq.write_table(samples_table(11), path / "samples.parquet")
+    with pytest.raises(CacheError, match="11 rows"):
+        _ = open_cache(path).samples
+
+
+def test_a_table_that_unpacks_to_gigabytes_is_refused(honest: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(honest, tmp_path / "c")
+    table = samples_table(10)
+    giant = pa.array(["x" * 2**28] * 10)
+    pq.write_table(table.set_column(1, "path", giant), path / "samples.parquet", compression="zstd")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CacheError, match="unpack"):
+        _ = open_cache(path).samples
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    exercise(path)
+
+
+def test_values_that_are_not_finite_are_found(honest: Path, tmp_path: Path) -> None:
+    """A hostile maker has the right checksums; `verify` reads the values too."""
+    path = shutil.copytree(honest, tmp_path / "c")
+    file = path / "vit/pooled/c.0.0.0"
+    data = np.frombuffer(file.read_bytes()[:-4], "<f2").copy()
+    data[3] = np.inf
+    checksum = crc32c(data.tobytes())
+    file.write_bytes(data.tobytes() + checksum.to_bytes(4, "little"))
+    commit = path / "commits/0.json"
+    document = json.loads(commit.read_bytes())
+    document["files"]["vit/pooled/c.0.0.0"]["crc32c"] = f"{checksum:08x}"
+    del document["crc32c"]
+    commit.write_bytes(seal(document))
+    found = verify_cache(path)
+    assert any("finite" in finding.what for finding in found.findings)
