@@ -1,6 +1,5 @@
 # `make demo` and `make test` set up .venv by themselves; they need Python 3.11 or newer, git, make.
 PYTHON ?= python3
-DATASET ?= demo
 VENV := .venv
 READY := $(VENV)/.ready
 # DVC and the stages find the commands of the environment first.
@@ -12,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 demo: $(READY)  ## rebuild the whole chain on the embedded dataset
 	dvc repro
 	@echo
-	@echo "The report: file://$(CURDIR)/outputs/$(DATASET)/report.html"
+	@echo "The report: file://$(CURDIR)/outputs/demo/report.html"
 
 test: $(READY) lint  ## all tests, linter and type checker
 	python -m pytest
@@ -29,6 +28,7 @@ clean:  ## remove what the chain and the tools made; the environment too
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dualkd needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Use: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV): some minutes, 6.2 GB (torch with its GPU libraries), this once."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -48,7 +48,9 @@ class Repair:
     beyond: list[Finding]
 
 
-def repair_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Repair:
+def repair_cache(
+    path: str | os.PathLike[str], watch: Watch = iter, *, failed: bool = False
+) -> Repair:
     """Verify a cache and drop its damaged chunks; the next extract makes just those again.
 
     A commit falls as a whole, with the files of all the views that it names. Nothing is judged by
@@ -57,6 +59,7 @@ def repair_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Repair:
     Args:
         path: the cache's folder.
         watch: see `verify_cache`.
+        failed: drop the commits with failed samples too, for videos that can be read by now.
 
     Raises:
         CacheError: there is no cache, or another process is writing it.
@@ -74,7 +77,11 @@ def repair_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Repair:
         for find in findings:
             if find.kind in (Kind.COMMIT, Kind.CHUNK) and find.chunk is not None:
                 damage.setdefault(find.chunk, []).append(find)
-        removed = _remove_commits(read_layout(folder), damage)
+        layout = read_layout(folder)
+        retried = _commits_with_failures(layout, damage) if failed else []
+        for path in retried:
+            damage.setdefault(int(path.name.partition(".")[0]), [])
+        removed = _remove_commits(layout, damage, retried)
         writer = CacheWriter(folder, lock)  # it sweeps the chunk files that no commit names now
         pending = {work.chunk: work.views for work in writer.pending()}
         dropped = [
@@ -92,14 +99,26 @@ def repair_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Repair:
         lock.release()
 
 
-def _remove_commits(layout: Layout, damage: dict[int, list[Finding]]) -> dict[int, list[str]]:
-    """Remove the damaged commits, and those that name a damaged file; returns names by chunk."""
+def _commits_with_failures(layout: Layout, damage: dict[int, list[Finding]]) -> list[Path]:
+    damaged = {find.file for finds in damage.values() for find in finds}
+    paths = [path for path in commit_paths(layout) if f"{COMMITS}/{path.name}" not in damaged]
+    return [path for path in paths if read_commit(layout, path).failures]
+
+
+def _remove_commits(
+    layout: Layout, damage: dict[int, list[Finding]], retried: list[Path]
+) -> dict[int, list[str]]:
+    """Remove commits: damaged ones, those that name a damaged file, those to be tried again.
+
+    Returns:
+        their names by chunk.
+    """
     removed: dict[int, list[str]] = {chunk: [] for chunk in damage}
     for path in commit_paths(layout):
         file, chunk = f"{COMMITS}/{path.name}", int(path.name.partition(".")[0])
         finds = damage.get(chunk, [])
         views = {find.view for find in finds if find.view is not None}
-        spoilt = any(find.file == file for find in finds)
+        spoilt = path in retried or any(find.file == file for find in finds)
         if spoilt or (views and read_commit(layout, path).views & views):
             removed[chunk].append(file)
             path.unlink()

@@ -21,12 +21,23 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.model_names import MODEL_NAMES, nearest_names
+
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Above0 = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # becomes the name of a folder
+
+
+def _known(model: str) -> str:
+    if model not in MODEL_NAMES:
+        raise ValueError(f"the name of a model; the nearest are {nearest_names(model)}")
+    return model
+
+
+ModelName = Annotated[str, AfterValidator(_known)]
 
 
 def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
@@ -84,7 +95,7 @@ class Recipe(_Section):
 class Teacher(_Section):
     """One teacher: its architecture, its weights, and the recipe that `teach --train` follows."""
 
-    model: str
+    model: ModelName
     weights: str
     train: Recipe
 
@@ -126,7 +137,7 @@ class Extract(_Section):
     splits: Annotated[list[str], Field(min_length=1)]
     views: Views
     projection: ProjectionConfig
-    clips: list[str]
+    clips: list[ModelName]
     chunk_samples: Positive
     max_failed_share: Share
 
@@ -142,7 +153,7 @@ class Weights(_Section):
 class Distill(_Section):
     """Stage two: the student, its recipe and the method's weights."""
 
-    student: str
+    student: ModelName
     seed: Seed
     train: Recipe
     weights: Weights
@@ -219,6 +230,10 @@ def load_config(path: Path) -> Run:
         run = Run.model_validate(content)
     except ValidationError as error:
         mistakes = [_mistake(detail) for detail in error.errors()] + mistakes
+    named = content.get("dataset")
+    if isinstance(named, str) and named != path.stem:
+        # Outputs are named by it: a copied config would overwrite those of the one it came from.
+        mistakes.append(f"  dataset: got {named!r}, expected the file's own name, {path.stem!r}")
     if mistakes:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
         raise ConfigError("\n".join([f"{count} in {path}:", *mistakes]))

@@ -5,7 +5,6 @@ The networks are the libraries' own, with their own parameter names, so publishe
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video.mvit import MSBlockConfig, MViT, mvit_v2_s
 
+from pipeline.model_names import check_model_name
 from pipeline.views import ClipSpec
 
 with warnings.catch_warnings():
@@ -24,10 +24,6 @@ with warnings.catch_warnings():
     from pytorchvideo.models.x3d import create_x3d
 
 Family = Literal["vit", "cnn"]
-
-
-class UnknownModelError(ValueError):
-    """A name is not in the registry; the message lists the nearest names."""
 
 
 class Features(NamedTuple):
@@ -215,10 +211,7 @@ def model_entry(name: str) -> Entry:
     Raises:
         UnknownModelError: the name is unknown; the message lists the nearest names.
     """
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.3) or sorted(REGISTRY)
-        raise UnknownModelError(f"unknown model {name!r}; the nearest names are {', '.join(near)}")
-    return REGISTRY[name]
+    return REGISTRY[check_model_name(name)]
 
 
 def create_model(

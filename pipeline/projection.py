@@ -244,7 +244,8 @@ class ProjectionSums:
             raise ValueError(
                 f"{self.count} calibration vectors are too few for {max(needed - 1, 1)} channels: "
                 f"at least {max(needed, 2)} are needed, and many times that is better; a view "
-                f"gives {math.prod(self.grid)} of them, so calibrate on more views"
+                f"gives {math.prod(self.grid)} of them, so calibrate on at least "
+                f"{-(-max(needed, 2) // math.prod(self.grid))} samples"
             )
         vit = self._channels[0]
         covariance = self._scatter / self.count

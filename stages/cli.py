@@ -67,6 +67,8 @@ def teach(
     """Score the two teachers on the evaluation split; with --train, train them first."""
     if only not in (None, "vit", "cnn"):
         raise typer.BadParameter(f"--only takes vit or cnn, got {only!r}")
+    if only is not None and not train:
+        raise typer.BadParameter("--only says which teacher --train trains; give --train too")
     from stages.teach import teach as stage
 
     stage(_load(dataset), train_them=train, only=only, device=_device(device), workers=workers)
@@ -198,14 +200,19 @@ def verify(
 
 
 @cache_app.command()
-def repair(path: Path) -> None:
+def repair(
+    path: Path,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Drop chunks with failed samples too, to retry them.")
+    ] = False,
+) -> None:
     """Drop the damaged chunks of a cache, so that the next extract makes just those again.
 
     Exits with 1 where something is left that it cannot repair.
     """
     from stages.verify import repair as stage
 
-    if not stage(path):
+    if not stage(path, failed=failed):
         raise typer.Exit(1)
 
 
@@ -236,9 +243,6 @@ def _run(command: typer.Typer) -> None:
     """Run a command; what a user can mend is one message, everything else a traceback."""
     try:
         command()
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        sys.exit(130)
     except Exception as error:
         if not _explains_itself(error):
             raise

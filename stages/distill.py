@@ -23,11 +23,11 @@ import torch
 from cache import CacheError, TeacherCache, open_cache
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config import Run
-from pipeline.models import create_model
+from pipeline.models import VideoModel, create_model
 from pipeline.processes import exit_with_parent
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import LABELS_ONLY, EpochLog, Method, steps_in_epoch, train
-from pipeline.weights import save_weights
+from pipeline.weights import load_weights, save_weights, weights_digest
 from stages.feed import Feed, clip_field, valid_rows
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
@@ -66,18 +66,39 @@ def distill(run: Run, *, cache_path: Path, device: torch.device, workers: int) -
         Job(run, variant, cache_path, out, str(device), max(1, cores // len(VARIANTS)), workers)
         for variant in VARIANTS
     ]
-    rows = int(valid_rows(cache).any(axis=1).sum())
+    usable = valid_rows(run, cache)
+    rows = int(usable.any(axis=1).sum())
+    console.print(f"{rows} of {cache.num_samples} samples × {usable.shape[1]} views can be used")
     steps = run.distill.train.epochs * steps_in_epoch(rows, run.distill.train.batch_size)
     logs = dict(zip(VARIANTS, _run_side_by_side(jobs, steps), strict=True))
-    _write_logs(out, logs, samples_from_table(cache.samples, str(cache_path)))
+    samples = samples_from_table(cache.samples, str(cache_path))
+    _write_logs(out, logs, samples)
     write_json(
         out / "distill.json",
         {
             "cache_fingerprint": cache.fingerprint,
             "rows_per_epoch": rows,
+            "config": run.distill.model_dump(mode="json"),
+            "weights_sha256": {
+                variant: weights_digest(model.net)
+                for variant, model in load_students(run, samples).items()
+            },
             "final": {variant: of_run[-1].record for variant, of_run in logs.items()},
         },
     )
+
+
+def load_students(run: Run, samples: Samples) -> dict[str, VideoModel]:
+    """What `distill` made, by variant, in evaluation mode.
+
+    Raises:
+        pipeline.weights.WeightsError: a file is missing, or holds another network.
+    """
+    paths = {variant: run.outputs / "distill" / f"{variant}.safetensors" for variant in VARIANTS}
+    return {
+        variant: load_weights(run.distill.student, samples.heads, path)
+        for variant, path in paths.items()
+    }
 
 
 def check_cache(run: Run, cache: TeacherCache) -> None:

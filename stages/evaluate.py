@@ -19,8 +19,8 @@ from pipeline.models import VideoModel, count_flops, count_parameters
 from pipeline.samples import Samples, read_samples
 from pipeline.training import predict
 from pipeline.views import ClipSpec
-from pipeline.weights import load_weights, weights_digest
-from stages.distill import VARIANTS
+from pipeline.weights import weights_digest
+from stages.distill import load_students
 from stages.files import write_csv, write_json
 from stages.progress import console, track
 from stages.teachers import load_teachers
@@ -34,7 +34,8 @@ def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -
     """Score all four on the single centre view and write metrics, answers and tables."""
     samples = read_samples(run.samples_path).of_splits([run.evaluate.split])
     out = run.outputs / "evaluate"
-    models = load_teachers(run, samples, device).by_role() | _load_students(run, samples, device)
+    models = load_teachers(run, samples, device).by_role() | load_students(run, samples)
+    models = {role: model.to(device) for role, model in models.items()}
     scored = score(models, Path(run.prepare.root), samples, workers, batch_size)
     head = next(iter(samples.heads))
     labels = samples.table[f"label_{head}"].to_numpy()[scored.rows]
@@ -57,15 +58,6 @@ def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -
     write_json(out / "metrics.json", metrics)
     _write_answers(out, samples, scored, labels)
     _write_tables(out, samples.classes[head], scored, labels)
-
-
-def _load_students(run: Run, samples: Samples, device: torch.device) -> dict[str, VideoModel]:
-    """What `distill` made, by variant."""
-    paths = {variant: run.outputs / "distill" / f"{variant}.safetensors" for variant in VARIANTS}
-    return {
-        variant: load_weights(run.distill.student, samples.heads, path).to(device)
-        for variant, path in paths.items()
-    }
 
 
 class Scored:
@@ -116,6 +108,8 @@ def score(
             answer = predict(model, torch.from_numpy(clips).to(_device(model)))
             logits[role].append(answer[head].float().cpu().numpy())
             scored.seconds[role] += time.perf_counter() - started
+    for row, error in scored.errors.items():
+        console.print(f"left out: {samples.row(row).sample_id}: {error}")
     if not rows:
         first = next(iter(scored.errors.values()), "the split is empty")
         raise EvaluateError(f"not one of {len(samples)} videos can be read; the first: {first}")

@@ -7,7 +7,7 @@ is read from the cache), then chunk by chunk decode → teachers → residual �
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cache import (
     Field,
     PendingChunk,
     Status,
+    TeacherCache,
     check_place,
     create_cache,
     fingerprint,
@@ -99,7 +100,16 @@ def _open_or_create(
     if options.replace:
         _put_in_place(run, out, samples, teachers)
     if is_cache(out):
-        return open_writer(out, identity=identity_for(run, samples, teachers, open_cache(out)))
+        stored = open_cache(out)
+        writer = open_writer(out, identity=identity_for(run, samples, teachers, stored))
+        absent = _absent_fields(run, samples, teachers, stored)
+        if absent:
+            writer.close()
+            raise ExtractError(
+                f"{out} was made without {', '.join(absent)}, which the config asks for. Give "
+                "another --out, or --replace, which moves this cache aside"
+            )
+        return writer
     check_place(out)  # before the calibration, which takes its time
     arrays = _fit_projection(run, options, samples, teachers).arrays()
     return create_cache(
@@ -122,7 +132,8 @@ def _put_in_place(run: Run, out: Path, samples: Samples, teachers: Teachers) -> 
     def is_wanted(path: Path) -> bool:
         stored = open_cache(path)
         identity = identity_for(run, samples, teachers, stored)
-        return fingerprint(identity) == stored.fingerprint and stored.samples.equals(samples.table)
+        same = fingerprint(identity) == stored.fingerprint and stored.samples.equals(samples.table)
+        return same and not _absent_fields(run, samples, teachers, stored)
 
     if not is_cache(out) or is_wanted(out):
         return
@@ -174,13 +185,20 @@ def _fit_projection(run: Run, options: Options, samples: Samples, teachers: Teac
     except ValueError as error:
         raise ExtractError(
             f"the projection cannot be fitted on {len(rows)} samples: {error}. "
-            "See extract.projection in the config"
+            "Raise extract.projection.samples in the config, or --limit"
         ) from error
     console.print(
         f"projection {config.kind}: {sums.count} vectors; a linear map of the CNN's features "
         f"explains {projection.explained:.1%} of the ViT's"
     )
     return projection
+
+
+def _absent_fields(
+    run: Run, samples: Samples, teachers: Teachers, stored: TeacherCache
+) -> list[str]:
+    wanted = [field.name for field in _fields(run, samples, teachers)]
+    return [name for name in wanted if name not in stored.fields]
 
 
 def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
@@ -192,12 +210,20 @@ def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
     projection = run.extract.projection
     shape = (projection.dim, *projection.grid)
     fields.append(Field("residual", ("channel", "time", "height", "width"), shape, "float16"))
-    for name in run.extract.clips:
+    return fields + _clip_fields(run.extract.clips)
+
+
+def _clip_fields(students: Sequence[str]) -> list[Field]:
+    """The students' clips. In one group xarray wants one size per dimension: others get a name."""
+    fields = []
+    sizes: dict[tuple[str, str], int] = {}
+    for name in students:
         clip = model_entry(name).clip
-        dims = ("frame", "height", "width", "colour")
-        fields.append(
-            Field(clip_field(name), dims, (clip.frames, clip.size, clip.size, 3), "uint8")
-        )
+        group, _, short = name.rpartition("/")
+        wanted = {"frame": clip.frames, "height": clip.size, "width": clip.size, "colour": 3}
+        same = all(sizes.setdefault((group, dim), size) == size for dim, size in wanted.items())
+        dims = tuple(wanted if same else (f"{dim}_{short}" for dim in wanted))
+        fields.append(Field(clip_field(name), dims, tuple(wanted.values()), "uint8"))
     return fields
 
 
@@ -232,7 +258,7 @@ def _extract_chunks(
         parts_per_chunk.append(-(-len(requests) // size))
     rows = sum(len(writer.sample_range(work.chunk)) * len(work.views) for work in pending)
     reads = iterate(dataset, parts, options.workers)
-    failed = 0
+    failed = open_cache(options.out).failures
     with meter("extracting", total=rows, unit="views") as counter:
         for work, number in zip(pending, parts_per_chunk, strict=True):
             chunk = ChunkArrays(writer, work, run.extract.clips)
@@ -243,22 +269,26 @@ def _extract_chunks(
             writer.write_chunk(
                 work.chunk, chunk.arrays, work.views, failures=chunk.failures(samples)
             )
-            failed += len(chunk.errors)
-            _check_failures(run, options.out, chunk, failed, samples)
+            failed |= chunk.failures(samples)
+            _check_failures(run, options.out, failed, len(samples))
 
 
-def _check_failures(run: Run, out: Path, chunk: ChunkArrays, failed: int, samples: Samples) -> None:
+def _check_failures(run: Run, out: Path, failed: Mapping[str, str], samples: int) -> None:
+    """Stop where too many samples failed, in this run or before."""
     limit = run.extract.max_failed_share
-    if failed > limit * len(samples):
-        name, reason = next(iter(chunk.failures(samples).items()), ("", ""))
+    if len(failed) > limit * samples:
+        name, reason = list(failed.items())[-1]
         raise ExtractError(
-            f"{failed} of {len(samples)} samples failed, more than extract.max_failed_share "
-            f"{limit:.0%} allows; the last one was {name}: {reason}. What was made is kept in {out}"
+            f"{len(failed)} of {samples} samples failed, more than extract.max_failed_share "
+            f"{limit:.0%} allows; the last one was {name}: {reason}. What was made is kept in "
+            f"{out}. Once the videos can be read, `dualkd-cache repair --failed {out}` drops the "
+            "chunks that hold failed samples, and the next extract makes them again"
         )
 
 
 def _summarise(run: Run, out: Path) -> None:
     stored = open_cache(out)
+    _check_failures(run, out, stored.failures, stored.num_samples)
     status = stored.status
     failed = int((status > Status.VALID).any(axis=1).sum())
     console.print(
@@ -268,6 +298,8 @@ def _summarise(run: Run, out: Path) -> None:
     )
     if stored.coverage < 1:
         raise CacheError(f"{out} is not complete: {stored.coverage:.1%} of its rows")
+    if out != run.cache_path:
+        return  # the figures of the run are those of its own cache
     write_json(
         run.outputs / "extract.json",
         {

@@ -29,9 +29,9 @@ def stored_students(cache: TeacherCache) -> list[str]:
     return [name.removeprefix(_CLIPS) for name in cache.fields if name.startswith(_CLIPS)]
 
 
-def valid_rows(cache: TeacherCache) -> NDArray[np.bool_]:
-    """Which rows can be trained on, (samples, views)."""
-    return np.asarray(cache.status == Status.VALID)
+def valid_rows(run: Run, cache: TeacherCache) -> NDArray[np.bool_]:
+    """Which rows can be trained on, (samples, views): of the config's views, be there more."""
+    return np.asarray(cache.status[:, : run.extract.views.count] == Status.VALID)
 
 
 def teacher_fields(samples: Samples, method: Method) -> list[str]:
@@ -62,7 +62,7 @@ class Feed:
         device: torch.device,
         workers: int,
     ) -> None:
-        valid = valid_rows(cache)
+        valid = valid_rows(run, cache)
         self._rows = np.flatnonzero(valid.any(axis=1))
         self._valid = [np.flatnonzero(valid[row]) for row in self._rows]
         seed = run.distill.seed

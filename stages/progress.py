@@ -38,23 +38,26 @@ class Meter:
     def __init__(self, bar: Progress, what: str, total: int, unit: str) -> None:
         self._bar, self._what, self._total, self._unit = bar, what, total, unit
         self._task = bar.add_task(what, total=total, unit=unit)
-        self._started = self._printed = time.monotonic()
-        self._done = 0
+        self._printed = time.monotonic()
+        self._started: float | None = None  # the first item ends the start-up: no measure of it
+        self._first = self._done = 0
 
     def advance(self, amount: int = 1) -> None:
         """Count `amount` items as done."""
         self._done += amount
         self._bar.advance(self._task, amount)
         now = time.monotonic()
+        if self._started is None:
+            self._started, self._first = now, self._done
         finished = self._done == self._total
         if not console.is_terminal and (finished or now - self._printed >= _LINE_EVERY_SEC):
             self._printed = now
-            rate = self._done / max(now - self._started, 1e-9)
-            left = (self._total - self._done) / max(rate, 1e-9)
-            console.print(
-                f"{self._what}: {self._done}/{self._total} {self._unit}, "
-                f"{rate:.1f} {self._unit}/s, {left:.0f} s left"
-            )
+            line = f"{self._what}: {self._done}/{self._total} {self._unit}"
+            if self._done > self._first:
+                rate = (self._done - self._first) / max(now - self._started, 1e-9)
+                left = (self._total - self._done) / rate
+                line += f", {rate:.1f} {self._unit}/s, {left:.0f} s left"
+            console.print(line)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def read_inputs(run: Run, cache_path: Path) -> Inputs:
     teach = _File(run, "teach", run.outputs / "teach.json")
     distill = {name: _File(run, "distill", run.outputs / "distill" / name) for name in _DISTILL}
     evaluate = {name: _File(run, "evaluate", run.outputs / "evaluate" / name) for name in _EVALUATE}
-    keys = [f"{role}.{figure}" for role in ROLES for figure in figures]
+    keys = [f"{role}.{figure}" for role in ROLES for figure in (*figures, "weights_sha256")]
     metrics = evaluate["metrics.json"].json(["split", "videos", "unreadable", "gain_top1", *keys])
     columns = [f"{role}_{what}" for role in ROLES for what in ("answer", "probability")]
     answers = evaluate["answers.parquet"].table(["sample_id", "label", *columns])
@@ -112,7 +112,9 @@ def read_inputs(run: Run, cache_path: Path) -> Inputs:
             for variant in ("baseline", "student")
         },
         datw=distill["datw.csv"].table(["epoch", "class", "vit_weight"]).to_pylist(),
-        distill=distill["distill.json"].json(["cache_fingerprint", "rows_per_epoch"]),
+        distill=distill["distill.json"].json(
+            ["cache_fingerprint", "rows_per_epoch", "config", "weights_sha256"]
+        ),
         teach=teach.json(["vit.weights_sha256", "cnn.weights_sha256"]),
         cache=describe(cache_path),
     )
@@ -172,8 +174,9 @@ def check_same_run(inputs: Inputs) -> None:
     """Refuse a page that mixes two runs.
 
     Raises:
-        ReportError: the student was trained from another cache or with other terms, the cache was
-            made by other teachers than those that were scored, or the answers are of other videos.
+        ReportError: the student was trained from another cache or with another config, the answers
+            are another student's or of other videos, or the cache was made by other teachers than
+            those that were scored.
     """
     dataset, cache = inputs.run.dataset, inputs.cache
     trained, found = inputs.distill["cache_fingerprint"], cache["fingerprint"]
@@ -182,12 +185,20 @@ def check_same_run(inputs: Inputs) -> None:
             f"the student was trained from the cache {trained}, but {cache['path']} is {found}; "
             f"`dualkd distill --dataset {dataset}` trains it anew, --cache names another cache"
         )
-    for term, weight in inputs.run.distill.weights.model_dump().items():
-        if (weight > 0) != (term in inputs.logs["student"]):
+    wanted = inputs.run.distill.model_dump(mode="json")
+    for name, value in wanted.items():
+        if inputs.distill["config"].get(name) != value:
             raise ReportError(
-                f"distill.weights.{term} is {weight:g}, but the student was trained "
-                f"{'without' if weight > 0 else 'with'} this term; "
+                f"distill.{name} is {value}, but the student was trained with "
+                f"{inputs.distill['config'].get(name)}; "
                 f"`dualkd distill --dataset {dataset}` trains it anew"
+            )
+    for variant, trained in inputs.distill["weights_sha256"].items():
+        scored = inputs.metrics[variant]["weights_sha256"]
+        if scored != trained:
+            raise ReportError(
+                f"the {variant} that answered has the weights {scored}, the one that was trained "
+                f"{trained}; `dualkd evaluate --dataset {dataset}` answers anew"
             )
     for role, teacher in cache["teachers"].items():
         scored, cached = inputs.teach[role]["weights_sha256"], teacher["weights_sha256"]

@@ -57,6 +57,8 @@ def teach(
             "weights_sha256": weights_digest(model.net),
             "top1": top_k(scored.logits[role], labels, 1),
             "top5": top_k(scored.logits[role], labels, 5),
+            "videos": len(labels),
+            "unreadable": len(test) - len(labels),
         }
         console.print(f"{role} {model.name}: top-1 {scores[role]['top1']:.1%}")
     write_json(run.outputs / "teach.json", scores)

@@ -87,7 +87,7 @@ def show(facts: dict[str, Any]) -> None:
     _console.print("all is well" if facts["ok"] else "this cache is NOT well: see above")
 
 
-def repair(path: Path) -> bool:
+def repair(path: Path, *, failed: bool = False) -> bool:
     """Drop the damaged chunks of a cache, with progress, and print what was done.
 
     Returns:
@@ -96,7 +96,7 @@ def repair(path: Path) -> bool:
     Raises:
         cache.CacheError: there is no cache, or another process is writing it.
     """
-    repaired = repair_cache(path, _track)
+    repaired = repair_cache(path, _track, failed=failed)
     for dropped in repaired.dropped:
         what = ", ".join(dropped.commits) or "files without commit"
         views = ", ".join(map(str, dropped.views)) or "none"
@@ -104,6 +104,8 @@ def repair(path: Path) -> bool:
             f"dropped: {what} of chunk {dropped.chunk} ({len(dropped.samples)} samples from "
             f"{dropped.samples.start} on); views to make again: {views}"
         )
+        if not dropped.findings:
+            _console.print("  because it holds failed samples")
         for finding in dropped.findings:
             _console.print(f"  because {finding.file} {finding.what}")
     for finding in repaired.beyond:

@@ -69,7 +69,11 @@ def write_evaluation(out: Path) -> None:
     }
     names = ("top1", "top5", "parameters", "flops", "ms_per_clip")
     for role, values in SCORES.items():
-        metrics[role] = {"model": f"library/{role}", **dict(zip(names, values, strict=True))}
+        metrics[role] = {
+            "model": f"library/{role}",
+            "weights_sha256": f"of {role}",
+            **dict(zip(names, values, strict=True)),
+        }
         columns[f"{role}_answer"] = [0, 0, 0] if role == "baseline" else [0, 1, 2]
         columns[f"{role}_probability"] = np.array([0.9, 0.8, 0.7], np.float32)
     write_json(out / "metrics.json", metrics)
@@ -107,7 +111,13 @@ def write_distillation(run: Run, terms: tuple[str, ...]) -> None:
         with cache_making.make_cache(CACHE, identity=identity) as writer:
             cache_making.fill_cache(writer)
     fingerprint = describe(CACHE)["fingerprint"]
-    write_json(out / "distill.json", {"cache_fingerprint": fingerprint, "rows_per_epoch": 10})
+    record = {
+        "cache_fingerprint": fingerprint,
+        "rows_per_epoch": 10,
+        "config": run.distill.model_dump(mode="json"),
+        "weights_sha256": {variant: f"of {variant}" for variant in ("baseline", "student")},
+    }
+    write_json(out / "distill.json", record)
 
 
 class Page(HTMLParser):

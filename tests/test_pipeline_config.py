@@ -26,7 +26,7 @@ def changed(tmp_path: Path, *changes: Change) -> Path:
         change(content)
     text = io.StringIO()
     yaml.dump(content, text)
-    path = tmp_path / "changed.yaml"
+    path = tmp_path / "demo.yaml"
     path.write_text(text.getvalue(), encoding="utf-8")
     return path
 
@@ -153,6 +153,13 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ("distill.weights", None, "got None, expected a section with fields of its own"),
         ("distill.weights.sdd", -0.5, "got -0.5, expected greater than or equal to 0"),
         ("extract.clips", "x3d", "got 'x3d', expected a valid list"),
+        (
+            "distill.student",
+            "x3d_nan",
+            "got 'x3d_nan', expected the name of a model; the nearest"
+            " are pytorchvideo/x3d_nano, pytorchvideo/x3d_tiny, pytorchvideo/x3d_s",
+        ),
+        ("dataset", "other", "got 'other', expected the file's own name, 'demo'"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(
@@ -170,7 +177,7 @@ def test_mistakes_inside_lists_and_names_are_placed(tmp_path: Path) -> None:
     ]
     (long,) = mistakes(changed(tmp_path, setting("extract.projection.grid", [4, 2, 2, 2])))
     assert long.startswith("extract.projection.grid: got [4, 2, 2, 2], expected a value that")
-    (name,) = mistakes(changed(tmp_path, setting("dataset", "../demo")))
+    name, _ = mistakes(changed(tmp_path, setting("dataset", "../demo")))
     assert name.startswith("dataset: got '../demo', expected a value that should match pattern")
     escaping = changed(tmp_path, lambda content: content["prepare"]["splits"].update({"../x": 3}))
     (split,) = mistakes(escaping)

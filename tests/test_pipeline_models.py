@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import MViT_V2_S_Weights
 
+from pipeline.model_names import MODEL_NAMES, UnknownModelError
 from pipeline.models import (
     REGISTRY,
-    UnknownModelError,
     VideoModel,
     count_flops,
     count_parameters,
@@ -307,3 +307,7 @@ def test_count_flops_leaves_the_mode_as_it_was_when_it_fails() -> None:
     with pytest.raises(RuntimeError, match="stumbled"):
         count_flops(model)
     assert all(module.training for module in model.modules())
+
+
+def test_the_names_without_torch_are_those_of_the_registry() -> None:
+    assert tuple(REGISTRY) == MODEL_NAMES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache
+from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache, repair_cache
 from chain_making import options, write_config
 from pipeline.clips import StoredViews, read_clips
 from pipeline.config import Run
@@ -204,9 +205,34 @@ def test_too_many_bad_videos_stop_the_run(mini: Run) -> None:
     shutil.rmtree(mini.cache_path)
     run = write_config(Path.cwd(), ("max_failed_share: 0.5", "max_failed_share: 0.05"))
     sample = read_samples(run.samples_path).row(0)
-    (Path(run.prepare.root) / sample.path).write_bytes(b"")
-    with pytest.raises(ExtractError, match=r"max_failed_share 5%.*0 bytes"):
+    path = Path(run.prepare.root) / sample.path
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    for _ in range(2):  # what failed before counts too
+        with pytest.raises(ExtractError, match=r"max_failed_share 5%.*0 bytes.*repair --failed"):
+            extract(run, options(run))
+    path.write_bytes(content)
+    repaired = repair_cache(run.cache_path, failed=True)
+    assert [dropped.chunk for dropped in repaired.dropped]
+    extract(run, options(run))
+    cache = open_cache(run.cache_path)
+    assert cache.failures == {}
+    assert (cache.status == Status.VALID).all()
+
+
+def test_a_field_that_the_cache_lacks_is_asked_for_in_vain(mini: Run) -> None:
+    clips = "clips: [pytorchvideo/x3d_nano"
+    run = write_config(Path.cwd(), (clips, f"{clips}, pytorchvideo/x3d_tiny"))
+    with pytest.raises(ExtractError, match="made without clip/pytorchvideo/x3d_tiny"):
         extract(run, options(run))
+    extract(run, options(run, replace=True))
+    assert "clip/pytorchvideo/x3d_tiny" in open_cache(run.cache_path).fields
+
+
+def test_figures_of_another_cache_are_not_those_of_the_run(mini: Run) -> None:
+    before = (mini.outputs / "extract.json").read_bytes()
+    extract(mini, replace(options(mini), out=Path("elsewhere"), limit=9))
+    assert (mini.outputs / "extract.json").read_bytes() == before
 
 
 def test_an_output_that_is_not_finite_is_recorded(

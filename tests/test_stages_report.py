@@ -167,6 +167,11 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(
     ("name", "change", "message"),
     [
         ("distill/distill.json", {"cache_fingerprint": "c3"}, "trained from the cache c3, but"),
+        (
+            "distill/distill.json",
+            {"weights_sha256": {"student": "e5"}},
+            "student that answered has the weights of student, the one that was trained e5",
+        ),
         ("teach.json", {"vit": {"weights_sha256": "d4"}}, "teacher vit: .* scored the weights d4"),
         ("evaluate/metrics.json", {"videos": 7}, "counts 7 videos, answers.parquet 3"),
         ("evaluate/metrics.json", {"student": {}}, "metrics.json lacks 'student.model'"),
@@ -195,11 +200,11 @@ def test_inputs_that_do_not_fit_are_refused(
         report(load_run(videos), cache_path=CACHE)
 
 
-def test_other_terms_than_the_config_has_are_refused(
+def test_another_config_than_the_student_was_trained_with_is_refused(
     outputs: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(outputs)
-    with pytest.raises(ReportError, match="rkd is 0, but the student was trained with "):
+    with pytest.raises(ReportError, match=r"weights is .*'rkd': 0.0.*, but the student was"):
         report(load_run(videos, ("kd", "sdd")), cache_path=CACHE)
 
 
