@@ -1,5 +1,6 @@
 """The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
 
+from cache.codecs import BitRound, BloscZstd, Codec, Fixed8, codec_from_json
 from cache.create import check_place
 from cache.info import describe
 from cache.layout import is_cache
@@ -24,17 +25,22 @@ __all__ = [
     "ABSENT",
     "FORMAT_VERSION",
     "VIEW_COLUMNS",
+    "BitRound",
+    "BloscZstd",
     "CacheError",
     "CacheWriter",
+    "Codec",
     "DamagedError",
     "Field",
     "FieldError",
+    "Fixed8",
     "IdentityMismatch",
     "PendingChunk",
     "RowError",
     "Status",
     "TeacherCache",
     "check_place",
+    "codec_from_json",
     "create_cache",
     "describe",
     "fingerprint",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.codecs import Codec
 from cache.layout import Layout
 from cache.schema import STATUS_FIELD, VIEWS_FIELD, CacheError, Field, Status
 
@@ -65,4 +66,26 @@ def _check_values(
             f"view number {view} of those given, "
             f"{'is not finite' if kind == Status.VALID else 'is not all NaN'} although its status "
             f"is {kind.label}"
+        )
+    if field.codec is not None:
+        _check_range(layout, chunk, field, field.codec, rows, valid)
+
+
+def _check_range(
+    layout: Layout,
+    chunk: int,
+    field: Field,
+    codec: Codec,
+    rows: NDArray[Any],
+    valid: NDArray[np.bool_],
+) -> None:
+    """A value that its codec cannot hold is refused: nothing is cut off in silence."""
+    outside = valid[..., None] & ~codec.holds(rows)
+    if outside.any():
+        row, view, place = np.argwhere(outside)[0].tolist()
+        raise CacheError(
+            f"chunk {chunk}: field {field.name!r} of sample {layout.sample_range(chunk)[row]}, "
+            f"view number {view} of those given, holds {rows[row, view, place]}, which its codec "
+            f"({codec}) cannot store, as {outside.sum() - 1} other values. Such a row may be given "
+            f"the status {Status.NON_FINITE_OUTPUT.label}; or make the cache with another codec"
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cache.commits import Commits
 from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c
@@ -24,28 +26,56 @@ class ChunkMaps:
 
         Args:
             layout: the cache.
-            field: which array.
+            field: which array; one without a codec.
             commits: which of its chunk files exist, with their checksums.
         """
         self._layout = layout
         self._field = field
-        self._present = commits.present[field.name]
         self._checksums = commits.checksums[field.name]
         self._limit = max(1, MAX_MAPS // len(layout.fields))
-        self._checked = np.zeros(self._present.shape, np.bool_)
+        self._checked = np.zeros(self._checksums.shape, np.bool_)
         self._maps: OrderedDict[int, memoryview] = OrderedDict()
 
-    @property
-    def present(self) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-        """Which chunk files were committed; (chunks, views)."""
-        return self._present
+    def chunk(self, number: int) -> NDArray[Any]:
+        """The values of the chunk file `number = chunk · views + view`, read-only.
 
-    def get(self, number: int) -> memoryview:
-        """The data of the chunk file `number = chunk · views + view`, read-only bytes.
+        Returns:
+            (chunk_samples, ...) of the field's dtype.
 
         Raises:
             DamagedError: the file is missing or not as committed.
         """
+        shape = (self._layout.chunk_samples, *self._field.shape)
+        return np.frombuffer(self._get(number), self._field.numpy_dtype).reshape(shape)
+
+    def gather(
+        self, numbers: NDArray[np.int64], which: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """Copy each row's bytes once, from the mapped file to its place in the result.
+
+        Args:
+            numbers: the chunk files, see `chunk`; each once.
+            which: for each row its chunk file, as an index of `numbers`.
+            rows: for each row its place in the chunk file.
+
+        Returns:
+            (len(rows), ...) of the field's dtype.
+
+        Raises:
+            DamagedError: a file is missing or not as committed.
+        """
+        size = self._field.row_bytes
+        files = [self._get(number) for number in numbers.tolist()]
+        # Joined slices of memoryviews: numpy's indexing, file by file, would copy twice.
+        slices = [
+            files[file][start : start + size]
+            for file, start in zip(which.tolist(), (rows * size).tolist(), strict=True)
+        ]
+        content = bytearray().join(slices)
+        shape = (len(rows), *self._field.shape)
+        return np.frombuffer(content, self._field.numpy_dtype).reshape(shape)
+
+    def _get(self, number: int) -> memoryview:
         found = self._maps.get(number)
         if found is not None:
             self._maps.move_to_end(number)
@@ -79,10 +109,26 @@ class ChunkMaps:
         return data
 
     def _damaged(self, chunk: int, view: int, reason: str) -> DamagedError:
-        samples = self._layout.sample_range(chunk)
-        return DamagedError(
-            f"{self._layout.path / chunk_key(self._field, chunk, view)} {reason}. It holds "
-            f"{self._field.name!r} of chunk {chunk} (samples {samples.start} … {samples.stop - 1}),"
-            f" view {view}. `dualkd-cache repair {self._layout.path}` drops the damaged chunks, "
-            "so that the next extract makes them again"
-        )
+        return damaged(self._layout, str(self._layout.path), self._field, chunk, view, reason)
+
+
+def damaged(
+    layout: Layout, place: str, field: Field, chunk: int, view: int, reason: str
+) -> DamagedError:
+    """Say what is wrong with a chunk file, what it holds and how to mend it.
+
+    Args:
+        layout: the cache.
+        place: its folder or URL.
+        field: which array.
+        chunk: index along the sample axis.
+        view: index along the view axis.
+        reason: what follows the file's name.
+    """
+    samples = layout.sample_range(chunk)
+    return DamagedError(
+        f"{place}/{chunk_key(field, chunk, view)} {reason}. It holds {field.name!r} of chunk "
+        f"{chunk} (samples {samples.start} … {samples.stop - 1}), view {view}. "
+        f"`dualkd-cache repair {place}` drops the damaged chunks, so that the next extract makes "
+        "them again"
+    )

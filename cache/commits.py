@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.layout import CHECKSUM_BYTES, COMMITS, Layout, chunk_key, crc32c, sync
+from cache.layout import COMMITS, Layout, chunk_key, crc32c, sync
 from cache.schema import STATUS_FIELD, CacheError, DamagedError, Status, canonical_json
 
 _NAME = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?\.json")
@@ -39,11 +39,13 @@ class Commits:
     Attributes:
         present: field → which chunk files exist; (chunks, views) bool.
         checksums: field → crc32c of their data; (chunks, views) uint32.
+        sizes: field → bytes of the files; (chunks, views) int64.
         failures: sample id → why its rows are not valid.
     """
 
     present: dict[str, NDArray[np.bool_]]
     checksums: dict[str, NDArray[np.uint32]]
+    sizes: dict[str, NDArray[np.int64]]
     failures: dict[str, str]
 
     @property
@@ -107,6 +109,7 @@ def read_commits(layout: Layout) -> Commits:
     commits = Commits(
         present={name: np.zeros(shape, np.bool_) for name in layout.fields},
         checksums={name: np.zeros(shape, np.uint32) for name in layout.fields},
+        sizes={name: np.zeros(shape, np.int64) for name in layout.fields},
         failures={},
     )
     for path in _commit_paths(layout.path / COMMITS):
@@ -137,14 +140,15 @@ def _enter(layout: Layout, commits: Commits, path: Path, document: dict[str, Any
             entry = files.get(chunk_key(field, chunk, view))
             if entry is None:
                 continue
-            expected = layout.chunk_bytes(field) + CHECKSUM_BYTES
-            if entry["bytes"] != expected:
+            possible = layout.file_bytes(field)
+            if type(entry["bytes"]) is not int or entry["bytes"] not in possible:
                 raise CacheError(
                     f"{path}: {chunk_key(field, chunk, view)} has {entry['bytes']!r} bytes, "
-                    f"expected {expected}"
+                    f"expected {' to '.join(str(n) for n in sorted({possible[0], possible[-1]}))}"
                 )
             commits.present[name][chunk, view] = True
             commits.checksums[name][chunk, view] = int(entry["crc32c"], 16)
+            commits.sizes[name][chunk, view] = entry["bytes"]
 
 
 def _commit_paths(folder: Path) -> list[Path]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cache import (
     PendingChunk,
     Status,
     check_place,
+    codec_from_json,
     create_cache,
     fingerprint,
     is_cache,
@@ -97,8 +98,12 @@ def _open_or_create(
     out = options.out
     if options.replace:
         _put_in_place(run, out, samples, teachers)
+    fields = _fields(run, samples, teachers)
     if is_cache(out):
-        return open_writer(out, identity=identity_for(run, samples, teachers, open_cache(out)))
+        stored = open_cache(out)
+        writer = open_writer(out, identity=identity_for(run, samples, teachers, stored))
+        _note_codecs(out, stored.fields, fields)
+        return writer
     check_place(out)  # before the calibration, which takes its time
     arrays = _fit_projection(run, options, samples, teachers).arrays()
     return create_cache(
@@ -108,7 +113,7 @@ def _open_or_create(
         ),
         provenance=_provenance(teachers),
         samples=samples.table,
-        fields=_fields(run, samples, teachers),
+        fields=fields,
         views=options.views,
         chunk_samples=run.extract.chunk_samples,
         projection=arrays,
@@ -224,7 +229,34 @@ def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
         fields.append(
             Field(clip_field(name), dims, (clip.frames, clip.size, clip.size, 3), "uint8")
         )
-    return fields
+    return _with_codecs(run, fields)
+
+
+def _with_codecs(run: Run, fields: Sequence[Field]) -> list[Field]:
+    """The fields, compressed as the config says."""
+    codecs = run.extract.codecs
+    unknown = sorted(codecs.keys() - {field.name for field in fields})
+    if unknown:
+        raise ExtractError(
+            f"extract.codecs names {', '.join(unknown)}; the fields of this cache are "
+            f"{', '.join(field.name for field in fields)}"
+        )
+    return [
+        replace(field, codec=codec_from_json(codecs[field.name].model_dump()))
+        if field.name in codecs
+        else field
+        for field in fields
+    ]
+
+
+def _note_codecs(out: Path, stored: Mapping[str, Field], wanted: Sequence[Field]) -> None:
+    """Say where the cache keeps a codec that is not the config's: a lossless one is no identity."""
+    for field in wanted:
+        if field.name in stored and stored[field.name].codec != field.codec:
+            console.print(
+                f"{out}: {field.name} stays as it is ({stored[field.name].codec or 'no codec'}); "
+                f"{field.codec or 'none'} of extract.codecs counts when a cache is made"
+            )
 
 
 def _provenance(teachers: Teachers) -> dict[str, Any]:

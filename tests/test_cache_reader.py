@@ -118,6 +118,7 @@ def test_describe_is_plain_json(full: Path) -> None:
         "dims": ["sample", "view", "channel"],
         "shape": [10, 2, 5],
         "dtype": "float16",
+        "codec": None,
         "row_bytes": 10,
         "bytes": 6 * 44,
     }
@@ -381,7 +382,7 @@ def test_a_strange_root_is_refused(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("residual", {"data_type": "float128"}, "dtype 'float128' is not one of"),
+        ("residual", {"data_type": "float128"}, "data_type is 'float128', expected one of"),
         ("status", {"data_type": "int8"}, "field is Field.*expected Field.*uint8"),
         ("residual", {"shape": [10, 2, 2, 2, 1, 10**15]}, "chunk_shape is"),
         ("residual", {"shape": [10, 1, 2, 2, 1, 3]}, r"shape is \[10, 1\], expected \[10, 2\]"),

@@ -25,7 +25,8 @@ from stages.feed import Feed, teacher_fields
 
 
 def job(run: Run, variant: str, out: str = "trained") -> Job:
-    return Job(run, variant, run.cache_path, Path(out), "cpu", threads=1, workers=0)
+    cache = open_cache(run.cache_path)
+    return Job(run, variant, cache, Path(out), "cpu", threads=1, workers=0)
 
 
 def feed(run: Run, *, workers: int = 0, stored: bool = True) -> list[Batch]:
