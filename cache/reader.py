@@ -184,7 +184,7 @@ class TeacherCache:
         status = np.zeros((self.num_samples, self.num_views), np.uint8)
         for chunk, view in np.argwhere(self._commits.rows).tolist():
             rows = self._layout.sample_range(chunk)
-            block = self._sources[STATUS_FIELD.name].chunk(chunk * self.num_views + view)
+            block = self._chunk_status(chunk * self.num_views + view)
             status[rows.start : rows.stop, view] = block[: len(rows)]
         return status
 
@@ -271,9 +271,13 @@ class TeacherCache:
                     self._commits,
                     url=self._url,
                     limit=self.chunks_held * self.num_views,
-                    status=sources[STATUS_FIELD.name].chunk,
+                    status=self._chunk_status,
                 )
         return sources
+
+    def _chunk_status(self, number: int) -> NDArray[Any]:
+        """The statuses in the chunk file `number = chunk · views + view`, (chunk_samples,)."""
+        return self._sources[STATUS_FIELD.name].chunk(number)
 
     def _check_fields(self, fields: Iterable[str] | None) -> list[str]:
         if isinstance(fields, str):

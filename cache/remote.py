@@ -55,7 +55,6 @@ def copy_metadata(url: str, folder: Path) -> None:
         target, _ = wanted[path]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    (folder / COMMITS).mkdir(exist_ok=True)  # a store knows no empty folders
 
 
 def _is_metadata(key: PurePosixPath) -> bool:
