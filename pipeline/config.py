@@ -291,6 +291,9 @@ _EXPECTED = {
     "invalid_key": "a name",
     "model_type": "a section with fields of its own",
     "dict_type": "a mapping",
+    "model_attributes_type": "a section with fields of its own",
+    "union_tag_not_found": "a section with the field {discriminator}",
+    "union_tag_invalid": "{discriminator}: one of {expected_tags}",
 }
 
 
@@ -300,4 +303,6 @@ def _mistake(detail: Any) -> str:
     got = "nothing" if detail["type"] == "missing" else repr(detail["input"])
     expected = re.sub(r"^(Value error, |Input should be )", "", detail["msg"])
     expected = re.sub(r"^(String|Tuple|List) should", "a value that should", expected)
-    return f"  {name}: got {got}, expected {_EXPECTED.get(detail['type'], expected)}"
+    if detail["type"] in _EXPECTED:
+        expected = _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
+    return f"  {name}: got {got}, expected {expected}"
