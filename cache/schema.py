@@ -171,7 +171,10 @@ class Field:
         if any(type(size) is not int or size < 1 for size in self.shape):
             raise CacheError(f"field {self.name!r}: shape {self.shape} must be whole numbers ≥ 1")
         if self.codec is not None:
-            self.codec.check(self.dtype)
+            try:
+                self.codec.check(self.dtype)
+            except CacheError as error:
+                raise CacheError(f"field {self.name!r}: {error}") from None
 
     @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:

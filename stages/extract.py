@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,9 @@ import torch
 from cache import (
     CacheError,
     CacheWriter,
-    Field,
     PendingChunk,
     Status,
     check_place,
-    codec_from_json,
     create_cache,
     fingerprint,
     is_cache,
@@ -37,7 +35,7 @@ from pipeline.models import model_entry
 from pipeline.projection import Projection, ProjectionSums
 from pipeline.samples import Samples, read_samples
 from stages.chunk_arrays import ChunkArrays
-from stages.feed import clip_field
+from stages.fields import cache_fields, note_codecs
 from stages.files import write_json
 from stages.progress import console, meter, track
 from stages.teachers import Teachers, identity_for, load_teachers
@@ -98,11 +96,11 @@ def _open_or_create(
     out = options.out
     if options.replace:
         _put_in_place(run, out, samples, teachers)
-    fields = _fields(run, samples, teachers)
+    fields = cache_fields(run, samples, teachers)
     if is_cache(out):
         stored = open_cache(out)
         writer = open_writer(out, identity=identity_for(run, samples, teachers, stored))
-        _note_codecs(out, stored.fields, fields)
+        note_codecs(out, stored.fields, fields)
         return writer
     check_place(out)  # before the calibration, which takes its time
     arrays = _fit_projection(run, options, samples, teachers).arrays()
@@ -212,51 +210,6 @@ def _dataset(
     specs = [teachers.vit.clip, teachers.cnn.clip, *(model_entry(name).clip for name in students)]
     # The digest is of what the teachers saw; a student's clip may be added later.
     return ClipDataset(Path(run.prepare.root), samples, specs, digested=2)
-
-
-def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
-    fields = []
-    for role, model in teachers.by_role().items():
-        for head, classes in samples.heads.items():
-            fields.append(Field(f"{role}/logits/{head}", ("class",), (classes,), "float16"))
-        fields.append(Field(f"{role}/pooled", ("channel",), (model.pooled_channels,), "float16"))
-    projection = run.extract.projection
-    shape = (projection.dim, *projection.grid)
-    fields.append(Field("residual", ("channel", "time", "height", "width"), shape, "float16"))
-    for name in run.extract.clips:
-        clip = model_entry(name).clip
-        dims = ("frame", "height", "width", "colour")
-        fields.append(
-            Field(clip_field(name), dims, (clip.frames, clip.size, clip.size, 3), "uint8")
-        )
-    return _with_codecs(run, fields)
-
-
-def _with_codecs(run: Run, fields: Sequence[Field]) -> list[Field]:
-    """The fields, compressed as the config says."""
-    codecs = run.extract.codecs
-    unknown = sorted(codecs.keys() - {field.name for field in fields})
-    if unknown:
-        raise ExtractError(
-            f"extract.codecs names {', '.join(unknown)}; the fields of this cache are "
-            f"{', '.join(field.name for field in fields)}"
-        )
-    return [
-        replace(field, codec=codec_from_json(codecs[field.name].model_dump()))
-        if field.name in codecs
-        else field
-        for field in fields
-    ]
-
-
-def _note_codecs(out: Path, stored: Mapping[str, Field], wanted: Sequence[Field]) -> None:
-    """Say where the cache keeps a codec that is not the config's: a lossless one is no identity."""
-    for field in wanted:
-        if field.name in stored and stored[field.name].codec != field.codec:
-            console.print(
-                f"{out}: {field.name} stays as it is ({stored[field.name].codec or 'no codec'}); "
-                f"{field.codec or 'none'} of extract.codecs counts when a cache is made"
-            )
 
 
 def _provenance(teachers: Teachers) -> dict[str, Any]:

@@ -193,7 +193,11 @@ def test_what_is_no_codec_is_refused(value: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("codec", "dtype", "message"),
     [
-        (BitRound(10), "float16", "keeps 10 bits of mantissa, float16 has 10: keep fewer"),
+        (
+            BitRound(10),
+            "float16",
+            "field 'x': codec bitround keeps 10 bits of mantissa, float16 has 10: keep fewer",
+        ),
         (BitRound(3), "uint8", "uint8 has 0"),
         (Fixed8(0.0, 1.0), "uint8", "fixed8 is for floats, not for uint8: take blosc_zstd"),
         (Fixed8(1000.0, 1001.0), "float16", "its 255 steps are finer than those of the dtype"),

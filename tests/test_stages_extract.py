@@ -15,7 +15,7 @@ import torch
 from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache
 from chain_making import options, write_config
 from pipeline.clips import StoredViews, read_clips
-from pipeline.config import Run
+from pipeline.config import ConfigError, Run
 from pipeline.projection import Projection
 from pipeline.samples import read_samples, samples_from_table
 from pipeline.views import normalise
@@ -295,5 +295,5 @@ def test_a_row_that_its_codec_cannot_hold_fails_and_says_why(mini: Run) -> None:
 
 def test_a_codec_for_a_field_that_is_not_there_is_refused(mini: Run) -> None:
     run = with_codecs("residul: {codec: blosc_zstd}")
-    with pytest.raises(ExtractError, match=r"extract\.codecs names residul; the fields .*residual"):
+    with pytest.raises(ConfigError, match=r"extract\.codecs names residul; the fields .*residual"):
         extract(run, options(run))
