@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections import OrderedDict
 from typing import Any
 
@@ -16,6 +18,9 @@ from cache.schema import DamagedError, Field
 # Linux lets a process have 65,530 mappings; the fields of one cache share these, so that a process
 # can read three caches.
 MAX_MAPS = 20_000
+
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class ChunkMaps:
@@ -97,15 +102,18 @@ class ChunkMaps:
                     raise self._damaged(
                         chunk, view, f"has {file.size()} bytes, committed {size + CHECKSUM_BYTES}"
                     )
-                data = memoryview(file.read_buffer(size)).cast("B")
+                mapped = file.read_buffer(size)
         except FileNotFoundError:
             raise self._damaged(chunk, view, "is missing") from None
-        if not self._checked[chunk, view]:
+        data = memoryview(mapped).cast("B")
+        if not self._checked[chunk, view]:  # reads the file once from end to end
             expected, actual = int(self._checksums[chunk, view]), crc32c(data)
             if actual != expected:
                 reason = f"is damaged: its crc32c is {actual:08x}, committed {expected:08x}"
                 raise self._damaged(chunk, view, reason)
             self._checked[chunk, view] = True
+        # From now on only rows: a page that is not in memory any more is read without those around.
+        _libc.madvise(mapped.address, mapped.size, mmap.MADV_RANDOM)
         return data
 
     def _damaged(self, chunk: int, view: int, reason: str) -> DamagedError:
