@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -83,28 +82,21 @@ def own_arrays(samples: range, views: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def median_ms(
+def times_ms(
     call: Callable[[Any], object],
     batches: Iterable[Any],
     *,
     before: Callable[[], object] | None = None,
-    limit_sec: float = 10.0,
-) -> float:
-    """The median time of a call over batches, or over those that start within `limit_sec`.
-
-    `before` is called ahead of each, untimed.
-    """
-    times: list[float] = []
-    end = time.perf_counter() + limit_sec
+) -> list[float]:
+    """The time of a call for each batch; `before` is called ahead of each, untimed."""
+    times = []
     for batch in batches:
         if before is not None:
             before()
         start = time.perf_counter()
-        if times and start > end:
-            break
         call(batch)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1000
+        times.append((time.perf_counter() - start) * 1000)
+    return times
 
 
 def forget_pages(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,8 @@ from making import (
     forget_pages,
     machine,
     make_cache,
-    median_ms,
     print_table,
+    times_ms,
 )
 
 ROWS = (1_024, 16_384, 240_000)
@@ -149,7 +150,7 @@ def measure_batches(folder: Path, rows: int) -> list[str]:
         for reader in (read, read_maps):
             for start in range(0, rows, 256):  # every page once
                 reader(np.arange(start, min(start + 256, rows)))
-            times.append(median_ms(reader, batches))
+            times.append(statistics.median(times_ms(reader, batches)))
         line += [f"{times[0]:.2f}", f"{times[1]:.2f}", f"{times[0] / times[1]:.2f}"]
     return line
 

@@ -2,8 +2,9 @@
 
 The payload is that of a cache of MViTv2-S and X3D-M: 2×400 logits, 768 + 2048 pooled features, a
 residual of 64×2×7×7, all float16, and views, status and digest. Every reader gives fresh arrays of
-all fields for the same rows, in the order asked for; all are checked against each other first.
-Nothing is asserted about times: the requirements are printed as met or missed.
+all fields for the same rows, in the order asked for; all are checked against each other first. They
+take turns of five batches, so that what else the machine does hits all of them alike. Nothing is
+asserted about times: the requirements are printed as met or missed.
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/read_speed.py
@@ -12,8 +13,9 @@ Nothing is asserted about times: the requirements are printed as met or missed.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,9 @@ from making import (
     forget_pages,
     machine,
     make_cache,
-    median_ms,
     own_arrays,
     print_table,
+    times_ms,
 )
 
 FIELDS = (*OWN_FIELDS, *PAYLOAD)
@@ -43,6 +45,7 @@ MEMMAP, OURS, OINDEX, FILES = "raw np.memmap", "cache.read", "zarr oindex", "fil
 H5_CHUNK_BYTES = 64 * 1024
 H5_LAYOUTS = {"contiguous": "contiguous", "chunked": "chunks of 64 KiB"}
 TS_POOL_BYTES = 2**30
+TURN = 5
 
 Rows = NDArray[np.int64]
 Reader = Callable[[Rows], dict[str, Any]]
@@ -108,7 +111,7 @@ def sample_path(folder: Path, sample: int) -> Path:
 
 
 def readers(folder: Path, count: int) -> Iterator[tuple[str, Path, Reader]]:
-    """Name, files and reader of each way, opened when its turn comes."""
+    """Name, files and reader of each way."""
     maps = {
         field.name: np.asarray(
             np.memmap(memmap_path(folder, field), field.dtype, "r", shape=(count, *field.shape))
@@ -118,13 +121,12 @@ def readers(folder: Path, count: int) -> Iterator[tuple[str, Path, Reader]]:
     yield MEMMAP, folder / "memmap", lambda rows: {name: of[rows] for name, of in maps.items()}
 
     cache = open_cache(folder / "cache")
-    view = {size: np.zeros(size, np.int64) for size in BATCHES}
-    yield OURS, folder / "cache", lambda rows: cache.read(rows, view[len(rows)])
+    yield OURS, folder / "cache", lambda rows: cache.read(rows, np.zeros_like(rows))
 
     for layout, about in H5_LAYOUTS.items():
-        with h5py.File(folder / layout / "rows.h5", "r") as file:
-            sets = {field.name: file[field.name] for field in FIELDS}
-            yield f"h5py, {about}", folder / layout, h5py_reader(sets)
+        file = h5py.File(folder / layout / "rows.h5", "r")
+        sets = {field.name: file[field.name] for field in FIELDS}
+        yield f"h5py, {about}", folder / layout, h5py_reader(sets)
 
     group = zarr.open_group(folder / "cache", mode="r")
     arrays: dict[str, Any] = {field.name: group[field.name] for field in FIELDS}
@@ -191,8 +193,8 @@ def main() -> None:
         "--rows", type=int, default=16_384, help="rows of the cache (default 16384)"
     )
     parser.add_argument("--out", type=Path, help="where to write (default: a temporary folder)")
-    parser.add_argument("--warm", type=int, default=50, help="warm batches of each kind, at most")
-    parser.add_argument("--cold", type=int, default=9, help="cold batches of each kind, at most")
+    parser.add_argument("--warm", type=int, default=30, help="warm batches of each size")
+    parser.add_argument("--cold", type=int, default=5, help="cold batches of each size")
     options = parser.parse_args()
     if options.rows < max(BATCHES):
         parser.error(f"--rows {options.rows}: at least {max(BATCHES)}, one batch")
@@ -210,28 +212,39 @@ def measure(
 ) -> dict[str, dict[tuple[int, str], float]]:
     """Median milliseconds by way, by (batch size, warm or cold)."""
     generator = np.random.default_rng(1)
-    batches = {
-        size: [generator.choice(count, size, replace=False) for _ in range(warm + cold)]
-        for size in BATCHES
-    }
-    found: dict[str, dict[tuple[int, str], float]] = {}
-    expected: dict[str, bytes] = {}
-    for name, files, read in readers(folder, count):
-        print(f"reading: {name} …", flush=True)
-        for row in range(0, count - max(BATCHES) + 1, max(BATCHES)):  # every page once
-            read(np.arange(row, row + max(BATCHES)))
-        rows = {key: np.asarray(of).tobytes() for key, of in read(batches[256][0]).items()}
-        expected = expected or rows
-        if rows != expected:
-            raise RuntimeError(f"{name} reads other values than {MEMMAP}")
-        found[name] = {(size, "warm"): median_ms(read, batches[size][:warm]) for size in BATCHES}
-        if "pool" in name:  # it keeps the values in memory of its own: never cold
-            continue
+    ways = list(readers(folder, count))
+    warm_up(ways, count)
+    times: dict[str, dict[tuple[int, str], list[float]]] = {name: {} for name, _, _ in ways}
+    for state, number in (("warm", warm), ("cold", cold)):
         for size in BATCHES:
-            found[name][size, "cold"] = median_ms(
-                read, batches[size][warm:], before=partial(forget_pages, files)
-            )
-    return found
+            for done in range(0, number, TURN):
+                print(f"{state}, {size} rows: {done} of {number} batches …", flush=True)
+                batches = [
+                    generator.choice(count, size, replace=False)
+                    for _ in range(min(TURN, number - done))
+                ]
+                for name, files, read in ways:
+                    if state == "cold" and "pool" in name:  # it keeps values in memory of its own
+                        continue
+                    before = partial(forget_pages, files) if state == "cold" else None
+                    taken = times[name].setdefault((size, state), [])
+                    taken += times_ms(read, batches, before=before)
+    return {
+        name: {kind: statistics.median(taken) for kind, taken in of.items()}
+        for name, of in times.items()
+    }
+
+
+def warm_up(ways: Sequence[tuple[str, Path, Reader]], count: int) -> None:
+    """Read every row in every way, and check that they all read the same."""
+    for first in range(0, count, max(BATCHES)):
+        rows = np.arange(first, min(first + max(BATCHES), count))
+        expected: dict[str, bytes] = {}
+        for name, _, read in ways:
+            values = {key: np.asarray(of).tobytes() for key, of in read(rows).items()}
+            expected = expected or values
+            if values != expected:
+                raise RuntimeError(f"{name} reads other values than {MEMMAP}")
 
 
 def print_results(found: dict[str, dict[tuple[int, str], float]], count: int) -> None:

@@ -16,8 +16,8 @@ from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c
 from cache.remote import fetch
 from cache.schema import CacheError, DamagedError, Field, Status
 
-# The decoded blocks of one open cache take at most so much memory in each process; or one chunk of
-# samples in all its views, if that is more.
+# The decoded blocks of one open cache take at most so much memory in each thread that reads it; or
+# one chunk of samples in all its views, if that is more.
 BLOCK_BYTES = 2**30
 
 
@@ -28,7 +28,10 @@ def chunks_held(layout: Layout, fields: list[Field]) -> int:
 
 
 class ChunkBlocks:
-    """The decoded chunk files of one field, the least recently used ones given up first."""
+    """The decoded chunk files of one field, the least recently used ones given up first.
+
+    For one thread at a time, as `ChunkMaps`.
+    """
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +78,8 @@ def _open_url(url: str) -> TeacherCache:
 class TeacherCache:
     """A cache as it stood when it was opened; made by `open_cache`.
 
-    It travels into other processes, forked or spawned: they map the chunk files by themselves.
+    It travels into other processes, forked or spawned: they map the chunk files by themselves, as
+    does each thread.
     """
 
     def __init__(self, path: Path, *, blocks: bool, url: str | None = None) -> None:
@@ -86,13 +88,18 @@ class TeacherCache:
         self._commits = read_commits(self._layout)
         self._blocks = blocks
         self._url = url
+        self._of_thread = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what is mapped and loaded: the other process reads it again when needed."""
         state = self.__dict__.copy()
-        for loaded in ("_sources", "status", *(() if self._url else ("samples", "projection"))):
+        for loaded in ("_of_thread", "status", *(() if self._url else ("samples", "projection"))):
             state.pop(loaded, None)
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process."""
+        self.__dict__.update(state, _of_thread=threading.local())
 
     def __repr__(self) -> str:
         """Name the folder and the extent."""
@@ -256,10 +263,18 @@ class TeacherCache:
                 first = int(np.argmin(present))
                 raise self._absent(name, int(sample_rows[first]), int(view_rows[first]))
         numbers, which = np.unique(chunks * self.num_views + view_rows, return_inverse=True)
-        return {name: self._sources[name].gather(numbers, which, rows) for name in names}
+        sources = self._sources
+        return {name: sources[name].gather(numbers, which, rows) for name in names}
 
-    @cached_property
+    @property
     def _sources(self) -> dict[str, ChunkMaps | ChunkBlocks]:
+        """What gives the rows of each field to this thread."""
+        if not hasattr(self._of_thread, "sources"):
+            self._of_thread.sources = self._new_sources()
+        found: dict[str, ChunkMaps | ChunkBlocks] = self._of_thread.sources
+        return found
+
+    def _new_sources(self) -> dict[str, ChunkMaps | ChunkBlocks]:
         sources: dict[str, ChunkMaps | ChunkBlocks] = {}
         for name, field in self.fields.items():
             if name not in self.unmapped:

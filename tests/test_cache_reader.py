@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,28 @@ def test_few_maps_and_no_descriptors_are_kept(full: Path, monkeypatch: pytest.Mo
     del cache
     gc.collect()
     assert str(full) not in Path("/proc/self/maps").read_text()
+
+
+def test_threads_do_not_take_each_others_maps_away(
+    full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunkmap, "MAX_MAPS", 6)  # one for each field, so that all come and go
+    cache = open_cache(full)
+
+    def read(seed: int) -> bool:
+        samples, views = np.divmod(np.random.default_rng(seed).integers(20, size=64), 2)
+        rows, expected = cache.read(samples, views), expected_rows(samples, views)
+        return all(rows[name].tobytes() == values.tobytes() for name, values in expected.items())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(200)))
+
+
+def test_more_chunk_files_than_addresses_are_refused(full: Path) -> None:
+    cache = open_cache(full)
+    cache._sources["residual"]._step = 2**61
+    with pytest.raises(CacheError, match=r"there is no room to map 6 chunk files of .* 'residual'"):
+        cache.read([0], [0])
 
 
 @pytest.mark.parametrize(
