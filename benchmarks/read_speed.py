@@ -46,6 +46,7 @@ H5_CHUNK_BYTES = 64 * 1024
 H5_LAYOUTS = {"contiguous": "contiguous", "chunked": "chunks of 64 KiB"}
 TS_POOL_BYTES = 2**30
 TURN = 5
+AHEAD = 2  # warm batches ahead of each turn that do not count: others' bytes leave the caches
 
 Rows = NDArray[np.int64]
 Reader = Callable[[Rows], dict[str, Any]]
@@ -221,14 +222,16 @@ def measure(
                 print(f"{state}, {size} rows: {done} of {number} batches …", flush=True)
                 batches = [
                     generator.choice(count, size, replace=False)
-                    for _ in range(min(TURN, number - done))
+                    for _ in range(min(TURN, number - done) + (AHEAD if state == "warm" else 0))
                 ]
                 for name, files, read in ways:
                     if state == "cold" and "pool" in name:  # it keeps values in memory of its own
                         continue
                     before = partial(forget_pages, files) if state == "cold" else None
                     taken = times[name].setdefault((size, state), [])
-                    taken += times_ms(read, batches, before=before)
+                    taken += times_ms(read, batches, before=before)[
+                        AHEAD if state == "warm" else 0 :
+                    ]
     return {
         name: {kind: statistics.median(taken) for kind, taken in of.items()}
         for name, of in times.items()
