@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from typing import Any, NoReturn
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
+from cache.codecs import BLOSC_HEADER_BYTES, array_codec, lossy_codecs, zarr_codecs
 from cache.schema import (
+    DTYPES,
     FORMAT_VERSION,
     OWN_FIELDS,
     STATUS_FIELD,
@@ -75,8 +79,32 @@ class Layout:
         return range(start, min(start + self.chunk_samples, self.num_samples))
 
     def chunk_bytes(self, field: Field) -> int:
-        """Bytes of one chunk's data, without the checksum behind it."""
+        """Bytes of one chunk's values: those of its file, but for a codec and the checksum."""
         return self.chunk_samples * field.row_bytes
+
+    def file_bytes(self, field: Field) -> range:
+        """The sizes that a chunk file can have: one only, unless it is compressed."""
+        size = self.chunk_bytes(field) + CHECKSUM_BYTES
+        if field.codec is None:
+            return range(size, size + 1)
+        return range(BLOSC_HEADER_BYTES + CHECKSUM_BYTES, size + BLOSC_HEADER_BYTES + 1)
+
+    def decode(self, field: Field, data: bytes) -> NDArray[Any]:
+        """The values of a chunk, (chunk_samples, ...), from its file's data without the checksum.
+
+        Raises:
+            CacheError: the data are not so many values.
+        """
+        shape = (self.chunk_samples, *field.shape)
+        if field.codec is None:
+            return np.frombuffer(data, field.numpy_dtype).reshape(shape)
+        return field.codec.decode(data, field.numpy_dtype, math.prod(shape)).reshape(shape)
+
+
+def stored_fill(field: Field) -> float:
+    """What is read from a chunk file, decoded, where there is no value; NaN or a number."""
+    fill = np.array([field.fill], field.numpy_dtype)
+    return float((fill if field.codec is None else field.codec.stored(fill))[0])
 
 
 def chunk_key(field: Field, chunk: int, view: int) -> str:
@@ -111,10 +139,10 @@ def written_folders(layout: Layout) -> set[Path]:
     return folders
 
 
-def repair_hint(folder: Path) -> str:
+def repair_hint(place: Path | str) -> str:
     """The way out where a chunk or a commit is damaged."""
     return (
-        f"`dualkd-cache repair {folder}` drops the damaged chunks, so that the next extract "
+        f"`dualkd-cache repair {place}` drops the damaged chunks, so that the next extract "
         "makes them again"
     )
 
@@ -150,6 +178,9 @@ def read_layout(path: str | os.PathLike[str]) -> Layout:
     for own in OWN_FIELDS:
         if fields.get(own.name) != own:
             _refuse(folder / own.name / METADATA, "field", fields.get(own.name), own)
+    lossy = lossy_codecs(fields.values())
+    if identity.get("codecs", {}) != lossy:
+        _refuse(folder / METADATA, "identity['codecs']", identity.get("codecs", {}), lossy)
     num_samples, num_views = shapes[STATUS_FIELD.name][:2]
     layout = Layout(
         path=folder,
@@ -221,9 +252,14 @@ def read_array_shape(path: Path, *, one_chunk: bool) -> tuple[list[int], list[in
         got = document.get(key, [] if key == "storage_transformers" else None)
         if got != value:
             _refuse(path, key, got, value)
-    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    single_bytes = document.get("data_type") in ("uint8", "int8")
-    if document.get("codecs") not in ([codecs, [{"name": "bytes"}, codecs[1]]][: 1 + single_bytes]):
+    dtype = document.get("data_type")
+    if dtype not in DTYPES:
+        _refuse(path, "data_type", dtype, f"one of {', '.join(DTYPES)}")
+    codecs = zarr_codecs(
+        None if one_chunk else array_codec(document.get("attributes")),
+        np.dtype(dtype).newbyteorder("<"),
+    )
+    if document.get("codecs") != codecs:
         _refuse(path, "codecs", document.get("codecs"), codecs)
     for key, sizes in (("shape", shape), ("chunk_shape", chunk)):
         if not isinstance(sizes, list) or not all(type(n) is int and n > 0 for n in sizes):
@@ -276,7 +312,8 @@ def _read_field(folder: Path, name: str) -> tuple[Field, list[int], int]:
         _refuse(path, "dimension_names", dims, f"sample, view, and names for {shape[2:]}")
     if chunk != [*chunk[:1], 1, *shape[2:]]:
         _refuse(path, "chunk_shape", chunk, ["samples in a chunk", 1, *shape[2:]])
-    field = Field(name, tuple(dims[2:]), tuple(shape[2:]), str(document.get("data_type")))
+    codec = array_codec(document.get("attributes"))
+    field = Field(name, tuple(dims[2:]), tuple(shape[2:]), document["data_type"], codec)
     return field, shape, chunk[0]
 
 

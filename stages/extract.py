@@ -18,7 +18,6 @@ import torch
 from cache import (
     CacheError,
     CacheWriter,
-    Field,
     PendingChunk,
     Status,
     check_place,
@@ -31,11 +30,10 @@ from cache import (
 from pipeline.clips import Request, in_batches, iterate
 from pipeline.config import Run
 from pipeline.identity import build_identity, projection_digest
-from pipeline.models import model_entry
 from pipeline.projection import Projection, ProjectionSums
 from pipeline.samples import Samples, read_samples
 from stages.chunk_arrays import ChunkArrays
-from stages.feed import clip_field
+from stages.fields import cache_fields, note_codecs
 from stages.files import write_json
 from stages.progress import console, meter, track
 from stages.recorded import environment, sample_differences
@@ -98,8 +96,12 @@ def _open_or_create(
     out = options.out
     if options.replace:
         _put_in_place(run, out, samples, teachers)
+    fields = cache_fields(run, samples, teachers)
     if is_cache(out):
-        return open_writer(out, identity=identity_for(run, samples, teachers, open_cache(out)))
+        stored = open_cache(out)
+        writer = open_writer(out, identity=identity_for(run, samples, teachers, stored))
+        note_codecs(out, stored.fields, fields)
+        return writer
     check_place(out)  # before the calibration, which takes its time
     arrays = _fit_projection(run, options, samples, teachers).arrays()
     return create_cache(
@@ -109,7 +111,7 @@ def _open_or_create(
         ),
         provenance=_provenance(teachers),
         samples=samples.table,
-        fields=_fields(run, samples, teachers),
+        fields=fields,
         views=options.views,
         chunk_samples=run.extract.chunk_samples,
         projection=arrays,
@@ -181,24 +183,6 @@ def _fit_projection(run: Run, options: Options, samples: Samples, teachers: Teac
         f"explains {projection.explained:.1%} of the ViT's"
     )
     return projection
-
-
-def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
-    fields = []
-    for role, model in teachers.by_role().items():
-        for head, classes in samples.heads.items():
-            fields.append(Field(f"{role}/logits/{head}", ("class",), (classes,), "float16"))
-        fields.append(Field(f"{role}/pooled", ("channel",), (model.pooled_channels,), "float16"))
-    projection = run.extract.projection
-    shape = (projection.dim, *projection.grid)
-    fields.append(Field("residual", ("channel", "time", "height", "width"), shape, "float16"))
-    for name in run.extract.clips:
-        clip = model_entry(name).clip
-        dims = ("frame", "height", "width", "colour")
-        fields.append(
-            Field(clip_field(name), dims, (clip.frames, clip.size, clip.size, 3), "uint8")
-        )
-    return fields
 
 
 def _provenance(teachers: Teachers) -> dict[str, Any]:
