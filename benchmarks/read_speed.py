@@ -3,7 +3,7 @@
 The payload is that of a cache of MViTv2-S and X3D-M: 2×400 logits, 768 + 2048 pooled features, a
 residual of 64×2×7×7, all float16, and views, status and digest. Every reader gives fresh arrays of
 all fields for the same rows, in the order asked for; all are checked against each other first. They
-take turns of five batches, so that what else the machine does hits all of them alike. Nothing is
+take turns of fifteen batches, so that what else the machine does hits all of them alike. Nothing is
 asserted about times: the requirements are printed as met or missed.
 
     pip install -c constraints.txt -e '.[bench]'
@@ -45,8 +45,8 @@ MEMMAP, OURS, OINDEX, FILES = "raw np.memmap", "cache.read", "zarr oindex", "fil
 H5_CHUNK_BYTES = 64 * 1024
 H5_LAYOUTS = {"contiguous": "contiguous", "chunked": "chunks of 64 KiB"}
 TS_POOL_BYTES = 2**30
-TURN = 5
-AHEAD = 2  # warm batches ahead of each turn that do not count: others' bytes leave the caches
+TURN = 15
+AHEAD = 5  # warm batches ahead of each turn that do not count: others emptied the caches
 
 Rows = NDArray[np.int64]
 Reader = Callable[[Rows], dict[str, Any]]
