@@ -93,10 +93,15 @@ class Codec:
             CacheError: the data are not so many values.
         """
         encoded = np.empty(count, self.encoded_dtype(dtype))
-        # Blosc's header tells the decoded size: nothing larger is ever unpacked.
-        claimed = int.from_bytes(data[4:8], "little") if len(data) >= BLOSC_HEADER_BYTES else None
+        # Blosc's header tells the decoded size: nothing larger is ever unpacked. It also tells the
+        # size of the data, which blosc takes on trust: it would read behind their end.
+        if len(data) < BLOSC_HEADER_BYTES:
+            raise CacheError(f"has {len(data)} bytes of data, fewer than blosc's header")
+        claimed, length = (int.from_bytes(data[at : at + 4], "little") for at in (4, 12))
         if claimed != encoded.nbytes:
             raise CacheError(f"decodes to {claimed} bytes, expected {encoded.nbytes}")
+        if length != len(data):
+            raise CacheError(f"has {len(data)} bytes of data, blosc's header says {length}")
         try:
             numcodecs.Blosc().decode(data, out=encoded)
         except (RuntimeError, ValueError) as error:
