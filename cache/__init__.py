@@ -4,7 +4,7 @@ from cache.codecs import BitRound, BloscZstd, Codec, Fixed8, codec_from_json
 from cache.create import check_place
 from cache.findings import Finding, Kind, Verification
 from cache.info import describe
-from cache.layout import is_cache
+from cache.metadata import is_cache
 from cache.reader import TeacherCache, open_cache
 from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from cache.codecs import ATTRIBUTE as CODEC
 from cache.codecs import Codec, quiet_zarr, zarr_codecs
-from cache.layout import ATTRIBUTE, COMMITS, PROJECTION, SAMPLES, is_cache, read_layout, sync
+from cache.layout import COMMITS, PROJECTION, SAMPLES, sync
 from cache.lock import CacheLock
 from cache.manifest import create_manifest
+from cache.metadata import ATTRIBUTE, is_cache, read_layout
 from cache.schema import (
     FORMAT_VERSION,
     OWN_FIELDS,

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from cache.blocks import ChunkBlocks, chunks_held
 from cache.chunkmap import ChunkMaps
 from cache.commits import read_commits
-from cache.layout import read_layout
+from cache.metadata import read_layout
 from cache.remote import copy_metadata, is_url
 from cache.schema import (
     STATUS_FIELD,

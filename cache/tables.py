@@ -18,9 +18,9 @@ from cache.layout import (
     SAMPLES,
     Layout,
     own_path,
-    read_array_shape,
     read_file,
 )
+from cache.metadata import read_array_shape
 from cache.schema import CacheError, DamagedError, check_field_name, check_samples
 
 _MAX_TABLE_BYTES = 2**30

@@ -33,10 +33,10 @@ from cache.layout import (
     SAMPLES,
     Layout,
     chunk_key,
-    read_layout,
     written_folders,
 )
 from cache.manifest import check_file, read_manifest
+from cache.metadata import read_layout
 from cache.schema import CacheError, Field
 from cache.tables import read_projection, read_samples
 

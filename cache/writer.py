@@ -26,12 +26,12 @@ from cache.layout import (
     Layout,
     chunk_key,
     read_file,
-    read_layout,
     sync,
     written_folders,
 )
 from cache.lock import CacheLock
 from cache.manifest import replace_files, settle_manifest
+from cache.metadata import read_layout
 from cache.schema import (
     STATUS_FIELD,
     CacheError,

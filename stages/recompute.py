@@ -203,7 +203,7 @@ def _compare(
         codec = stored.fields[name].codec
         lossy = codec if codec and codec.lossy else None
         largest, of_tolerance = _differences(values, cached[name], lossy)
-        field = result.fields.setdefault(name, FieldDifference(codec=lossy and str(lossy)))
+        field = result.fields.setdefault(name, FieldDifference(codec=str(lossy) if lossy else None))
         field.largest = max(field.largest, float(largest.max()))
         field.of_tolerance = max(field.of_tolerance, float(of_tolerance.max()))
         for place in np.flatnonzero((of_tolerance > 1) & (now == then)):
