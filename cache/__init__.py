@@ -1,9 +1,10 @@
 """The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
 
+from cache.codecs import BitRound, BloscZstd, Codec, Fixed8, codec_from_json
 from cache.create import check_place
 from cache.findings import Finding, Kind, Verification
 from cache.info import describe
-from cache.layout import is_cache
+from cache.metadata import is_cache
 from cache.reader import TeacherCache, open_cache
 from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
@@ -27,13 +28,17 @@ __all__ = [
     "ABSENT",
     "FORMAT_VERSION",
     "VIEW_COLUMNS",
+    "BitRound",
+    "BloscZstd",
     "CacheError",
     "CacheWriter",
+    "Codec",
     "DamagedError",
     "Dropped",
     "Field",
     "FieldError",
     "Finding",
+    "Fixed8",
     "IdentityMismatch",
     "Kind",
     "PendingChunk",
@@ -43,6 +48,7 @@ __all__ = [
     "TeacherCache",
     "Verification",
     "check_place",
+    "codec_from_json",
     "create_cache",
     "describe",
     "fingerprint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,10 +52,18 @@ def check_arrays(
                 f"chunk {chunk}: field {name!r} of sample {layout.sample_range(chunk)[row]}, view "
                 f"number {view} of those given, {broken_promise(status[row, view])}"
             )
+        _check_range(layout, chunk, field, arrays[name], status)
 
 
-def wrong_rows(field: Field, array: NDArray[Any], status: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Find values that break their status's word: a valid row is finite, any other is NaN.
+def is_empty(values: NDArray[Any], empty: float) -> NDArray[np.bool_]:
+    """Where values are what stands for none, NaN or a number; same shape."""
+    return np.asarray(np.isnan(values) if np.isnan(empty) else values == empty)
+
+
+def wrong_rows(
+    field: Field, array: NDArray[Any], status: NDArray[np.uint8], empty: float = math.nan
+) -> NDArray[np.bool_]:
+    """Find values that break their status's word: a valid row is finite, any other is empty.
 
     So nobody trains on half of a failure.
 
@@ -62,6 +71,7 @@ def wrong_rows(field: Field, array: NDArray[Any], status: NDArray[np.uint8]) -> 
         field: the field.
         array: its values, the axes of `status` first.
         status: the rows' statuses.
+        empty: what stands for a float that does not exist.
     """
     if not field.is_float:
         return np.zeros(status.shape, np.bool_)
@@ -69,12 +79,32 @@ def wrong_rows(field: Field, array: NDArray[Any], status: NDArray[np.uint8]) -> 
     valid = status == Status.VALID
     wrong: NDArray[np.bool_] = valid & ~np.isfinite(rows).all(axis=-1)
     if field != VIEWS_FIELD:  # of a failure it may tell what was tried
-        wrong |= ~valid & ~np.isnan(rows).all(axis=-1)
+        wrong |= ~valid & ~is_empty(rows, empty).all(axis=-1)
     return wrong
 
 
-def broken_promise(status: int) -> str:
+def broken_promise(status: int, empty: float = math.nan) -> str:
     """What is wrong with a row that `wrong_rows` found."""
     kind = Status(status)
-    wrong = "is not finite" if kind == Status.VALID else "is not all NaN"
+    nothing = "NaN" if np.isnan(empty) else f"{empty:g}"
+    wrong = "is not finite" if kind == Status.VALID else f"is not all {nothing}"
     return f"{wrong} although its status is {kind.label}"
+
+
+def _check_range(
+    layout: Layout, chunk: int, field: Field, array: NDArray[Any], status: NDArray[np.uint8]
+) -> None:
+    """A value that its codec cannot hold is refused: nothing is cut off in silence."""
+    if field.codec is None:
+        return
+    rows = array.reshape(*status.shape, -1)
+    outside = (status == Status.VALID)[..., None] & ~field.codec.holds(rows)
+    if outside.any():
+        row, view, place = np.argwhere(outside)[0].tolist()
+        raise CacheError(
+            f"chunk {chunk}: field {field.name!r} of sample {layout.sample_range(chunk)[row]}, "
+            f"view number {view} of those given, holds {rows[row, view, place]}, which its codec "
+            f"({field.codec}) cannot store, as {outside.sum() - 1} other values. Such a row may be "
+            f"given the status {Status.NON_FINITE_OUTPUT.label}; or make the cache with another "
+            "codec"
+        )

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.checks import broken_promise, wrong_rows
+from cache.checks import broken_promise, is_empty, wrong_rows
 from cache.commits import Commit, Commits, count_statuses
 from cache.findings import Finding, Kind, find
-from cache.layout import CHECKSUM_BYTES, COMMITS, Layout, chunk_key, read_file
+from cache.layout import COMMITS, Layout, chunk_key, read_file, stored_fill
 from cache.schema import STATUS_FIELD, CacheError, Field, Status
 
 
@@ -74,9 +74,9 @@ class ChunkProof:
             yield find(self._layout.path, Kind.COMMIT, name, what, chunk=commit.chunk)
 
     def _read(self, field: Field, chunk: int, view: int) -> NDArray[Any]:
-        """Read a whole chunk file, padding and all; (samples in a chunk, ...)."""
+        """Read and decode a whole chunk file, padding and all; (samples in a chunk, ...)."""
         key = chunk_key(field, chunk, view)
-        size, expected = self._files.get(key), self._layout.chunk_bytes(field) + CHECKSUM_BYTES
+        size, expected = self._files.get(key), int(self._commits.sizes[field.name][chunk, view])
         if size is None:
             raise CacheError("is missing")
         if size != expected:
@@ -85,23 +85,23 @@ class ChunkProof:
         committed = int(self._commits.checksums[field.name][chunk, view])
         if actual != committed:
             raise CacheError(f"is damaged: its crc32c is {actual:08x}, committed {committed:08x}")
-        return np.frombuffer(data, field.numpy_dtype).reshape(-1, *field.shape)
+        return self._layout.decode(field, data)
 
     def _check_values(
         self, field: Field, chunk: int, values: NDArray[Any], status: NDArray[np.uint8] | None
     ) -> None:
         samples = self._layout.sample_range(chunk)
-        padding = values[len(samples) :]
-        if not (np.isnan(padding) if field.is_float else padding == field.fill).all():
-            raise CacheError(f"holds other values than {field.fill} behind sample {samples[-1]}")
+        empty = stored_fill(field)
+        if not is_empty(values[len(samples) :], empty).all():
+            raise CacheError(f"holds other values than {empty:g} behind sample {samples[-1]}")
         if status is None:
             return
-        wrong = wrong_rows(field, values[: len(samples)], status)
+        wrong = wrong_rows(field, values[: len(samples)], status, empty)
         if wrong.any():
             row = int(np.argmax(wrong))
             raise CacheError(
                 f"holds {int(wrong.sum())} rows that break their status's word; that of sample "
-                f"{samples[row]} {broken_promise(status[row])}"
+                f"{samples[row]} {broken_promise(status[row], empty)}"
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.layout import CHECKSUM_BYTES, COMMITS, Layout, chunk_key, own_path, repair_hint
+from cache.layout import COMMITS, Layout, chunk_key, own_path, repair_hint
 from cache.schema import STATUS_FIELD, CacheError, DamagedError, Status
 from cache.sealed import read_sealed, write_sealed
 
@@ -39,6 +39,7 @@ class Commit:
         path: its file.
         chunk: index along the sample axis.
         checksums: (field, view) → crc32c of the chunk file's data.
+        sizes: (field, view) → bytes of the chunk file.
         statuses: number of its rows by status.
         failures: sample id → why its rows are not valid.
         packages: versions of what made the rows.
@@ -47,6 +48,7 @@ class Commit:
     path: Path
     chunk: int
     checksums: dict[tuple[str, int], int]
+    sizes: dict[tuple[str, int], int]
     statuses: dict[str, int]
     failures: dict[str, str]
     packages: dict[str, str]
@@ -64,11 +66,13 @@ class Commits:
     Attributes:
         present: field → which chunk files exist; (chunks, views) bool.
         checksums: field → crc32c of their data; (chunks, views) uint32.
+        sizes: field → bytes of the files; (chunks, views) int64.
         failures: sample id → why its rows are not valid.
     """
 
     present: dict[str, NDArray[np.bool_]]
     checksums: dict[str, NDArray[np.uint32]]
+    sizes: dict[str, NDArray[np.int64]]
     failures: dict[str, str]
 
     @property
@@ -141,6 +145,7 @@ def gather(layout: Layout, commits: Iterable[Commit]) -> Commits:
     together = Commits(
         present={name: np.zeros(shape, np.bool_) for name in layout.fields},
         checksums={name: np.zeros(shape, np.uint32) for name in layout.fields},
+        sizes={name: np.zeros(shape, np.int64) for name in layout.fields},
         failures={},
     )
     for commit in commits:
@@ -148,6 +153,7 @@ def gather(layout: Layout, commits: Iterable[Commit]) -> Commits:
         for (name, view), checksum in commit.checksums.items():
             together.present[name][commit.chunk, view] = True
             together.checksums[name][commit.chunk, view] = checksum
+            together.sizes[name][commit.chunk, view] = commit.sizes[name, view]
     return together
 
 
@@ -218,7 +224,7 @@ def _parse(layout: Layout, path: Path, document: dict[str, Any]) -> Commit:
             f"{path} commits samples {document['samples']!r:.80}; chunk {chunk} has "
             f"{[samples.start, samples.stop]}"
         )
-    checksums = {}
+    checksums, sizes = {}, {}
     for view in views:
         if type(view) is not int or not 0 <= view < layout.num_views:
             raise CacheError(f"{path} commits view {view!r}; the cache has {layout.num_views}")
@@ -227,19 +233,21 @@ def _parse(layout: Layout, path: Path, document: dict[str, Any]) -> Commit:
             entry = files.get(chunk_key(field, chunk, view))
             if entry is None:
                 continue
-            expected = layout.chunk_bytes(field) + CHECKSUM_BYTES
-            if entry["bytes"] != expected:
+            possible = layout.file_bytes(field)
+            if type(entry["bytes"]) is not int or entry["bytes"] not in possible:
                 raise CacheError(
                     f"{path}: {chunk_key(field, chunk, view)} has {entry['bytes']!r} bytes, "
-                    f"expected {expected}"
+                    f"expected {' to '.join(str(n) for n in sorted({possible[0], possible[-1]}))}"
                 )
             if not _CRC32C.fullmatch(entry["crc32c"]):
                 raise ValueError(f"crc32c {entry['crc32c']!r:.80}")
             checksums[name, view] = int(entry["crc32c"], 16)
+            sizes[name, view] = entry["bytes"]
     return Commit(
         path=path,
         chunk=chunk,
         checksums=checksums,
+        sizes=sizes,
         statuses=dict(document["statuses"]),
         failures={str(name): str(why) for name, why in document["failures"].items()},
         packages={str(name): str(version) for name, version in document["packages"].items()},

@@ -13,19 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
 
-from cache.layout import (
-    ATTRIBUTE,
-    COMMITS,
-    PROJECTION,
-    SAMPLES,
-    is_cache,
-    read_layout,
-    sync,
-)
+from cache.codecs import ATTRIBUTE as CODEC
+from cache.codecs import Codec, quiet_zarr, zarr_codecs
+from cache.layout import COMMITS, PROJECTION, SAMPLES, sync
 from cache.lock import CacheLock
 from cache.manifest import create_manifest
+from cache.metadata import ATTRIBUTE, is_cache, read_layout
 from cache.schema import (
     FORMAT_VERSION,
     OWN_FIELDS,
@@ -77,8 +71,9 @@ def make_cache(
             zarr_format=3,
             attributes={ATTRIBUTE: _root_attributes(identity, provenance, every)},
         )
-        for field in every:
-            _create_field(root, field, len(samples), views, chunk_samples)
+        with quiet_zarr():
+            for field in every:
+                _create_field(root, field, len(samples), views, chunk_samples)
         _write_projection(root.create_group(PROJECTION), projection)
         pq.write_table(samples, workplace / SAMPLES, write_page_checksum=True)
         (workplace / COMMITS).mkdir()
@@ -202,15 +197,17 @@ def _root_attributes(
 def _create_field(
     root: zarr.Group, field: Field, num_samples: int, views: int, chunk_samples: int
 ) -> None:
+    codec = field.codec
+    attributes = _ARRAY_ATTRIBUTES.get(field.name, {})
     root.create_array(
         field.name,
         shape=(num_samples, views, *field.shape),
         chunks=(chunk_samples, 1, *field.shape),
         dtype=field.dtype,
-        fill_value=field.fill,
+        fill_value=field.fill if codec is None else codec.fill(field.fill),
         dimension_names=("sample", "view", *field.dims),
-        attributes=_ARRAY_ATTRIBUTES.get(field.name, {}),
-        **_storage(),
+        attributes=attributes if codec is None else {**attributes, CODEC: codec.to_json()},
+        **_storage(codec, field.numpy_dtype),
     )
 
 
@@ -223,17 +220,19 @@ def _write_projection(group: zarr.Group, projection: Mapping[str, NDArray[np.flo
             dtype="float32",
             fill_value=float("nan"),
             dimension_names=[f"{name}_{axis}" for axis in range(values.ndim)],
-            **_storage(),
+            **_storage(None, np.dtype("<f4")),
         )
         array[...] = values
 
 
-def _storage() -> dict[str, Any]:
-    """One file per chunk, all in the array's own folder: the raw values and their crc32c."""
+def _storage(codec: Codec | None, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """One file per chunk, all in the array's own folder: the values, encoded, and a crc32c."""
+    codecs = zarr_codecs(codec, dtype)
+    serializer = [one["name"] for one in codecs].index("bytes")
     return {
-        "filters": None,
-        "serializer": BytesCodec(endian="little"),
-        "compressors": [Crc32cCodec()],
+        "filters": codecs[:serializer],
+        "serializer": codecs[serializer],
+        "compressors": codecs[serializer + 1 :],
         "chunk_key_encoding": {"name": "default", "separator": "."},
         "config": {"write_empty_chunks": True},
     }

@@ -16,9 +16,9 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         `path`, `format_version`, `fingerprint`; `dataset` and `teachers` as the identity has them;
         `samples`, `samples_by_split`, `views`, `chunk_samples`; `fields` (name → dims, shape,
-        dtype, row_bytes, bytes); `row_bytes` and `bytes` of all fields; `coverage` in [0, 1];
-        `rows` by status and `failures` by kind; `errors` (sample id → reason);
-        `identity`, `provenance`.
+        dtype, codec, row_bytes as read, bytes as stored); `row_bytes` and `bytes` of all fields;
+        `coverage` in [0, 1]; `rows` by status and `failures` by kind; `errors` (sample id →
+        reason); `identity`, `provenance`.
 
     Raises:
         CacheError: there is no cache, or it is damaged.
@@ -28,7 +28,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     rows = count_statuses(cache.status)
     failures = (Status.UNREADABLE_VIDEO.label, Status.NON_FINITE_OUTPUT.label)
     return {
-        "path": str(cache.path),
+        "path": cache.place,
         "format_version": FORMAT_VERSION,
         "fingerprint": cache.fingerprint,
         "dataset": cache.identity.get("dataset"),
@@ -45,6 +45,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "dims": ["sample", "view", *field.dims],
                 "shape": [cache.num_samples, cache.num_views, *field.shape],
                 "dtype": field.dtype,
+                "codec": None if field.codec is None else field.codec.to_json(),
                 "row_bytes": field.row_bytes,
                 "bytes": stored[name],
             }

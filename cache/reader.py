@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import os
+import tempfile
+import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,71 +13,115 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from cache.blocks import ChunkBlocks, chunks_held
 from cache.chunkmap import ChunkMaps
 from cache.commits import read_commits
-from cache.layout import (
-    CHECKSUM_BYTES,
-    METADATA,
-    PROJECTION,
-    SAMPLES,
-    Layout,
-    own_path,
-    read_array_shape,
-    read_file,
-    read_layout,
-)
+from cache.metadata import read_layout
+from cache.remote import copy_metadata, is_url
 from cache.schema import (
     STATUS_FIELD,
     CacheError,
-    DamagedError,
     Field,
     FieldError,
     RowError,
-    check_field_name,
     check_identity,
-    check_samples,
+)
+from cache.tables import read_projection, read_samples
+
+_log = logging.getLogger(__name__)
+_WHAT_BLOCKS_ARE = (
+    "whole chunks, decoded, of which the last ones used are kept: good for rows that are shuffled "
+    "within chunks, slow for rows from anywhere"
 )
 
-_MAX_TABLE_BYTES = 2**30
 
-
-def open_cache(path: str | os.PathLike[str]) -> TeacherCache:
+def open_cache(path: str | os.PathLike[str], *, blocks: bool = False) -> TeacherCache:
     """Open a cache for reading; one that is still being written shows what is committed by now.
 
+    Args:
+        path: its folder; or with `blocks` a URL that fsspec opens, as `s3://bucket/cache`.
+        blocks: read what cannot be mapped (compressed fields, a cache at a URL) in whole chunks,
+            and log once which fields these are and why. Otherwise such a reading is refused.
+
     Raises:
-        CacheError: there is no cache, or its metadata or commits are damaged.
+        CacheError: there is no cache, or its metadata or commits are damaged; or it is at a URL
+            and `blocks` is not set.
     """
-    return TeacherCache(Path(path))
+    if not is_url(path):
+        cache = TeacherCache(Path(path), blocks=blocks)
+    elif blocks:
+        cache = _open_url(os.fspath(path))
+    else:
+        raise CacheError(
+            f"{path} is a URL, and what is not on this machine cannot be mapped. Copy the cache "
+            f"here, or open_cache({os.fspath(path)!r}, blocks=True) reads {_WHAT_BLOCKS_ARE}"
+        )
+    if blocks and cache.unmapped:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in cache.unmapped.items())
+        _log.warning("%s: read in %s: %s", path, _WHAT_BLOCKS_ARE, reasons)
+    return cache
+
+
+def _open_url(url: str) -> TeacherCache:
+    with tempfile.TemporaryDirectory(prefix="dualkd-") as folder:
+        try:
+            copy_metadata(url, Path(folder))
+            cache = TeacherCache(Path(folder), blocks=True, url=url)
+            _ = cache.samples, cache.projection  # while their files are here
+        except CacheError as error:
+            raise type(error)(str(error).replace(folder, url)) from None
+    return cache
 
 
 class TeacherCache:
     """A cache as it stood when it was opened; made by `open_cache`.
 
-    It travels into other processes, forked or spawned: they map the chunk files by themselves.
+    It travels into other processes, forked or spawned: they map the chunk files by themselves, as
+    does each thread.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read metadata and commits; see `open_cache`."""
+    def __init__(self, path: Path, *, blocks: bool, url: str | None = None) -> None:
+        """Read metadata and commits; see `open_cache`. `path` is a copy of them for a `url`."""
         self._layout = read_layout(path)
         self._commits = read_commits(self._layout)
+        self._blocks = blocks
+        self._url = url
+        self._of_thread = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what is mapped and loaded: the other process reads it again when needed."""
-        return {"_layout": self._layout, "_commits": self._commits}
+        state = self.__dict__.copy()
+        for loaded in ("_of_thread", "status", *(() if self._url else ("samples", "projection"))):
+            state.pop(loaded, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process."""
+        self.__dict__.update(state, _of_thread=threading.local())
 
     def __repr__(self) -> str:
         """Name the folder and the extent."""
         return (
-            f"TeacherCache({str(self.path)!r}: {self.num_samples} samples, {self.num_views} "
+            f"TeacherCache({self.place!r}: {self.num_samples} samples, {self.num_views} "
             f"views, {self.coverage:.1%} present)"
         )
 
     @property
+    def place(self) -> str:
+        """The cache's folder or URL, for messages."""
+        return self._url or str(self._layout.path)
+
+    @property
     def path(self) -> Path:
-        """The cache's folder."""
+        """The cache's folder.
+
+        Raises:
+            CacheError: it is at a URL.
+        """
+        if self._url is not None:
+            raise CacheError(f"{self._url} is no folder on this machine")
         return self._layout.path
 
     @property
@@ -119,7 +165,7 @@ class TeacherCache:
         Raises:
             IdentityMismatch: with the fields that differ.
         """
-        check_identity(self.path, self.identity, wanted)
+        check_identity(self.place, self.identity, wanted)
 
     @cached_property
     def samples(self) -> pa.Table:
@@ -145,8 +191,8 @@ class TeacherCache:
         status = np.zeros((self.num_samples, self.num_views), np.uint8)
         for chunk, view in np.argwhere(self._commits.rows).tolist():
             rows = self._layout.sample_range(chunk)
-            data = self._maps[STATUS_FIELD.name].get(chunk * self.num_views + view)
-            status[rows.start : rows.stop, view] = np.frombuffer(data, np.uint8, len(rows))
+            block = self._chunk_status(chunk * self.num_views + view)
+            status[rows.start : rows.stop, view] = block[: len(rows)]
         return status
 
     @property
@@ -161,11 +207,28 @@ class TeacherCache:
 
     def bytes_by_field(self) -> dict[str, int]:
         """Bytes of each field's committed chunk files."""
-        return {
-            name: int(self._commits.present[name].sum())
-            * (self._layout.chunk_bytes(field) + CHECKSUM_BYTES)
-            for name, field in self.fields.items()
-        }
+        return {name: int(self._commits.sizes[name].sum()) for name in self.fields}
+
+    @cached_property
+    def unmapped(self) -> dict[str, str]:
+        """The fields that cannot be mapped, and why not."""
+        if self._url is not None:
+            return dict.fromkeys(self.fields, "at a URL")
+        codecs = {name: field.codec for name, field in self.fields.items()}
+        return {name: f"compressed: {codec}" for name, codec in codecs.items() if codec is not None}
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks along the sample axis."""
+        return self._layout.num_chunks
+
+    @property
+    def chunks_held(self) -> int:
+        """How many chunks of samples, in all views, `blocks` keeps decoded; all where none need be.
+
+        Rows that are read in an order that stays within so many chunks are decoded once only.
+        """
+        return chunks_held(self._layout, [self.fields[name] for name in self.unmapped])
 
     def read(
         self, samples: ArrayLike, views: ArrayLike, fields: Iterable[str] | None = None
@@ -182,7 +245,8 @@ class TeacherCache:
 
         Raises:
             RowError: an index is out of range, or a row is not in the cache (yet).
-            FieldError: there is no such field.
+            FieldError: there is no such field, or it cannot be mapped and the cache was not opened
+                with `blocks`.
             DamagedError: a chunk file is not as committed.
         """
         names = self._check_fields(fields)
@@ -197,47 +261,50 @@ class TeacherCache:
                 first = int(np.argmin(present))
                 raise self._absent(name, int(sample_rows[first]), int(view_rows[first]))
         numbers, which = np.unique(chunks * self.num_views + view_rows, return_inverse=True)
-        return {name: self._gather(name, numbers.tolist(), which.tolist(), rows) for name in names}
+        sources = self._sources
+        return {name: sources[name].gather(numbers, which, rows) for name in names}
 
-    @cached_property
-    def _maps(self) -> dict[str, ChunkMaps]:
-        return {
-            name: ChunkMaps(self._layout, field, self._commits)
-            for name, field in self.fields.items()
-        }
+    @property
+    def _sources(self) -> dict[str, ChunkMaps | ChunkBlocks]:
+        """What gives the rows of each field to this thread."""
+        if not hasattr(self._of_thread, "sources"):
+            self._of_thread.sources = self._new_sources()
+        found: dict[str, ChunkMaps | ChunkBlocks] = self._of_thread.sources
+        return found
 
-    def _gather(
-        self, name: str, numbers: list[int], which: list[int], rows: NDArray[np.int64]
-    ) -> NDArray[Any]:
-        """Copy each row's bytes once, from the mapped file to its place in the result.
+    def _new_sources(self) -> dict[str, ChunkMaps | ChunkBlocks]:
+        sources: dict[str, ChunkMaps | ChunkBlocks] = {}
+        for name, field in self.fields.items():
+            if name not in self.unmapped:
+                sources[name] = ChunkMaps(self._layout, field, self._commits)
+            elif self._blocks:
+                sources[name] = ChunkBlocks(
+                    self._layout,
+                    field,
+                    self._commits,
+                    url=self._url,
+                    limit=self.chunks_held * self.num_views,
+                    status=self._chunk_status,
+                )
+        return sources
 
-        Args:
-            name: the field.
-            numbers: the chunk files, see `ChunkMaps.get`.
-            which: for each row its chunk file, as an index of `numbers`.
-            rows: for each row its place in the chunk file.
-        """
-        field = self.fields[name]
-        size = field.row_bytes
-        files = [self._maps[name].get(number) for number in numbers]
-        # Joined slices of memoryviews: numpy's indexing, file by file, would copy twice.
-        slices = [
-            files[file][start : start + size]
-            for file, start in zip(which, (rows * size).tolist(), strict=True)
-        ]
-        content = bytearray().join(slices)
-        return np.frombuffer(content, field.numpy_dtype).reshape(len(rows), *field.shape)
+    def _chunk_status(self, number: int) -> NDArray[Any]:
+        """The statuses in the chunk file `number = chunk · views + view`, (chunk_samples,)."""
+        return self._sources[STATUS_FIELD.name].chunk(number)
 
     def _check_fields(self, fields: Iterable[str] | None) -> list[str]:
-        if fields is None:
-            return list(self.fields)
         if isinstance(fields, str):
             raise FieldError(f"fields is {fields!r}; give a list of names, as [{fields!r}]")
-        names = list(fields)
+        names = list(self.fields if fields is None else fields)
         for name in names:
             if name not in self.fields:
                 raise FieldError(
-                    f"{self.path} has no field {name!r}; it has {', '.join(self.fields)}"
+                    f"{self.place} has no field {name!r}; it has {', '.join(self.fields)}"
+                )
+            if name in self.unmapped and not self._blocks:
+                raise FieldError(
+                    f"{self.place}: field {name!r} cannot be mapped ({self.unmapped[name]}). "
+                    f"open_cache({self.place!r}, blocks=True) reads {_WHAT_BLOCKS_ARE}"
                 )
         return names
 
@@ -250,7 +317,7 @@ class TeacherCache:
         outside = (array < 0) | (array >= size)
         if outside.any():
             raise RowError(
-                f"{axis} {array[outside][0]} is not in {self.path}, which has {size} {axis}s "
+                f"{axis} {array[outside][0]} is not in {self.place}, which has {size} {axis}s "
                 f"(0 … {size - 1})"
             )
         return array.astype(np.int64)
@@ -260,59 +327,7 @@ class TeacherCache:
         dataset = self.identity.get("dataset")
         dataset = dataset.get("name") if isinstance(dataset, dict) else dataset
         return RowError(
-            f"{self.path} does not hold sample {sample_id!r} (number {sample}), view {view}, "
+            f"{self.place} does not hold sample {sample_id!r} (number {sample}), view {view}, "
             f"field {name!r}: nobody has made it yet. `dualkd-cache extract --dataset {dataset} "
-            f"--out {self.path} --views {max(view + 1, self.num_views)}` makes it"
+            f"--out {self.place} --views {max(view + 1, self.num_views)}` makes it"
         )
-
-
-def read_samples(layout: Layout) -> pa.Table:
-    """Read the samples table; see `TeacherCache.samples`."""
-    path = own_path(layout.path, SAMPLES)
-    try:
-        # Not `read_table`, which would take part of the path for the name of a partition.
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            length = file.metadata.num_rows
-            _check_unpacked(path, file)
-            table = file.read() if length == layout.num_samples else None
-    except FileNotFoundError:
-        raise DamagedError(f"{path} is missing") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"{path} cannot be read: {error}") from error
-    if table is None:
-        raise CacheError(f"{path} has {length} rows, the arrays have {layout.num_samples}")
-    check_samples(table)
-    return table
-
-
-def _check_unpacked(path: Path, file: pq.ParquetFile) -> None:
-    """A small file can unpack to more than this machine's memory."""
-    groups = range(file.metadata.num_row_groups)
-    size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
-    if size > _MAX_TABLE_BYTES:
-        raise CacheError(
-            f"{path} would unpack to {size} bytes; a samples table of at most {_MAX_TABLE_BYTES} "
-            "is read"
-        )
-
-
-def read_projection(layout: Layout) -> dict[str, NDArray[np.float32]]:
-    """Read the fitted projections; see `TeacherCache.projection`."""
-    folder = own_path(layout.path, PROJECTION)
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    return {name: _read_projection(folder, name) for name in names}
-
-
-def _read_projection(folder: Path, name: str) -> NDArray[np.float32]:
-    check_field_name(name)
-    metadata = own_path(folder, f"{name}/{METADATA}")
-    shape, _, document = read_array_shape(metadata, one_chunk=True)
-    path = own_path(folder, f"{name}/" + ".".join(["c", *("0" for _ in shape)]))
-    size = path.stat().st_size if path.exists() else 0
-    expected = math.prod(shape) * np.dtype(np.float32).itemsize + CHECKSUM_BYTES
-    if document.get("data_type") != "float32" or size != expected:
-        raise DamagedError(
-            f"{path} has {size} bytes of {document.get('data_type')}, expected {expected} of "
-            "float32"
-        )
-    return np.frombuffer(read_file(path)[0], "<f4").reshape(shape)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cache.commits import commit_paths, read_commit
 from cache.findings import Finding, Kind
-from cache.layout import COMMITS, Layout, read_layout, sync
+from cache.layout import COMMITS, Layout, sync
 from cache.lock import CacheLock
+from cache.metadata import read_layout
 from cache.verify import Watch, verify_cache
 from cache.writer import CacheWriter
 

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from cache.codecs import Codec
 
 FORMAT_VERSION = 1
 
@@ -66,7 +69,7 @@ class IdentityMismatch(CacheError):  # noqa: N818  (it reads as a noun)
             `identity_differences`.
     """
 
-    def __init__(self, path: Path, differences: Sequence[tuple[str, Any, Any]]) -> None:
+    def __init__(self, path: Path | str, differences: Sequence[tuple[str, Any, Any]]) -> None:
         """Write the message: every field that differs, both values, the way out."""
         self.path = path
         self.differences = list(differences)
@@ -82,7 +85,7 @@ class IdentityMismatch(CacheError):  # noqa: N818  (it reads as a noun)
         )
         super().__init__("\n".join(lines))
 
-    def __reduce__(self) -> tuple[type, tuple[Path, list[tuple[str, Any, Any]]]]:
+    def __reduce__(self) -> tuple[type, tuple[Path | str, list[tuple[str, Any, Any]]]]:
         """Travel between processes (the default would pass the message as the path)."""
         return type(self), (self.path, self.differences)
 
@@ -138,18 +141,20 @@ class Field:
         dims: names of the axes after sample and view.
         shape: their sizes.
         dtype: one of `DTYPES`.
+        codec: how its chunk files are compressed; not at all by default.
     """
 
     name: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
+    codec: Codec | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not stand in a cache.
 
         Raises:
-            CacheError: the name, a size, a dimension or the dtype is not allowed.
+            CacheError: the name, a size, a dimension, the dtype or the codec is not allowed.
         """
         object.__setattr__(self, "dims", tuple(self.dims))
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -168,6 +173,11 @@ class Field:
             raise CacheError(f"field {self.name!r}: dims {self.dims} repeat a name or an outer one")
         if any(type(size) is not int or size < 1 for size in self.shape):
             raise CacheError(f"field {self.name!r}: shape {self.shape} must be whole numbers ≥ 1")
+        if self.codec is not None:
+            try:
+                self.codec.check(self.dtype)
+            except CacheError as error:
+                raise CacheError(f"field {self.name!r}: {error}") from None
 
     @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -238,7 +248,7 @@ def identity_differences(
     return list(_differences((), *plain))
 
 
-def check_identity(path: Path, cache: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_identity(path: Path | str, cache: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse to go on with a cache that was made from other inputs.
 
     Raises:

@@ -33,12 +33,12 @@ from cache.layout import (
     SAMPLES,
     Layout,
     chunk_key,
-    read_layout,
     written_folders,
 )
 from cache.manifest import check_file, read_manifest
-from cache.reader import read_projection, read_samples
+from cache.metadata import read_layout
 from cache.schema import CacheError, Field
+from cache.tables import read_projection, read_samples
 
 # Passes on the (chunk, view) pairs while they are read.
 Watch = Callable[[Sequence[tuple[int, int]]], Iterable[tuple[int, int]]]

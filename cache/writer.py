@@ -17,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from cache.checks import check_arrays
+from cache.codecs import quiet_zarr
 from cache.commits import Commits, publish, read_commits
 from cache.create import make_cache, remove_temporaries
 from cache.layout import (
@@ -25,12 +26,12 @@ from cache.layout import (
     Layout,
     chunk_key,
     read_file,
-    read_layout,
     sync,
     written_folders,
 )
 from cache.lock import CacheLock
 from cache.manifest import replace_files, settle_manifest
+from cache.metadata import read_layout
 from cache.schema import (
     STATUS_FIELD,
     CacheError,
@@ -244,11 +245,15 @@ class CacheWriter:
         for name, field in self._layout.fields.items():
             array = self._array(field)
             for position, view in enumerate(views):
-                rows = arrays[name][:, position : position + 1]
+                rows = np.ascontiguousarray(
+                    arrays[name][:, position : position + 1], field.numpy_dtype
+                )
+                if field.codec is not None:
+                    rows = field.codec.stored(rows)
                 array[samples.start : samples.stop, view : view + 1] = rows
                 key = chunk_key(field, chunk, view)
                 data, checksum = read_file(self._layout.path / key)
-                if not data.startswith(np.ascontiguousarray(rows, field.numpy_dtype).tobytes()):
+                if not self._layout.decode(field, data).tobytes().startswith(rows.tobytes()):
                     raise DamagedError(f"{self._layout.path / key} is not what was written to it")
                 checksums[key] = (len(data) + CHECKSUM_BYTES, checksum)
         # The bytes first, then the names: a commit must not reach the disk before either.
@@ -263,7 +268,8 @@ class CacheWriter:
         return json.dumps(document, indent=2).encode()
 
     def _array(self, field: Field) -> zarr.Array[Any]:
-        array = zarr.open_array(self._layout.path / field.name, mode="r+", zarr_format=3)
+        with quiet_zarr():
+            array = zarr.open_array(self._layout.path / field.name, mode="r+", zarr_format=3)
         # A chunk that holds nothing but fill values is written too: its commit names its file.
         return array.with_config({"write_empty_chunks": True})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -131,8 +132,41 @@ class ProjectionConfig(_Section):
     seed: Seed
 
 
+class BloscZstd(_Section):
+    """Zstd behind a bitshuffle: nothing is lost."""
+
+    codec: Literal["blosc_zstd"]
+    lossy: ClassVar[bool] = False
+
+
+class BitRound(_Section):
+    """Floats rounded to so many bits of mantissa, then blosc_zstd."""
+
+    codec: Literal["bitround"]
+    keepbits: Positive
+    lossy: ClassVar[bool] = True
+
+
+class Fixed8(_Section):
+    """Floats as 256 even steps from low to high, then blosc_zstd; rows beyond them fail."""
+
+    codec: Literal["fixed8"]
+    low: float
+    high: float
+    lossy: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _is_range(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low below high")
+        return self
+
+
+Codec = Annotated[BloscZstd | BitRound | Fixed8, Field(discriminator="codec")]
+
+
 class Extract(_Section):
-    """Stage one: which splits, which views, what is stored."""
+    """Stage one: which splits, which views, what is stored, compressed or (by default) not."""
 
     splits: Annotated[list[str], Field(min_length=1)]
     views: Views
@@ -140,6 +174,7 @@ class Extract(_Section):
     clips: list[ModelName]
     chunk_samples: Positive
     max_failed_share: Share
+    codecs: dict[str, Codec] = {}  # by the field's name, as `residual`
 
 
 class Weights(_Section):
@@ -271,6 +306,9 @@ _EXPECTED = {
     "invalid_key": "a name",
     "model_type": "a section with fields of its own",
     "dict_type": "a mapping",
+    "model_attributes_type": "a section with fields of its own",
+    "union_tag_not_found": "a section with the field {discriminator}",
+    "union_tag_invalid": "{discriminator}: one of {expected_tags}",
 }
 
 
@@ -280,4 +318,6 @@ def _mistake(detail: Any) -> str:
     got = "nothing" if detail["type"] == "missing" else repr(detail["input"])
     expected = re.sub(r"^(Value error, |Input should be )", "", detail["msg"])
     expected = re.sub(r"^(String|Tuple|List) should", "a value that should", expected)
-    return f"  {name}: got {got}, expected {_EXPECTED.get(detail['type'], expected)}"
+    if detail["type"] in _EXPECTED:
+        expected = _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
+    return f"  {name}: got {got}, expected {expected}"

@@ -58,6 +58,10 @@ def build_identity(
             "sha256": projection_sha256,
         },
     }
+    # A codec that loses something decides the value of a row; the others do not.
+    lossy = {name: codec for name, codec in run.extract.codecs.items() if codec.lossy}
+    if lossy:
+        identity["codecs"] = {name: codec.model_dump() for name, codec in lossy.items()}
     plain: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists
     return plain
 

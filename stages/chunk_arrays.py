@@ -14,7 +14,7 @@ from pipeline.models import Features
 from pipeline.projection import Projection
 from pipeline.samples import Samples
 from stages.feed import clip_field
-from stages.rows import finite_rows, stored_values
+from stages.rows import stored_values
 from stages.teachers import Teachers
 
 
@@ -25,6 +25,7 @@ class ChunkArrays:
         self._start = writer.sample_range(work.chunk).start
         self._students = students
         self._views = len(work.views)
+        self._fields = writer.layout.fields
         count = len(writer.sample_range(work.chunk))
         self.errors: dict[int, str] = {}
         self.arrays: dict[str, NDArray[Any]] = {
@@ -66,14 +67,30 @@ class ChunkArrays:
         projection: Projection,
     ) -> None:
         stored = stored_values(vit, cnn, projection)
-        finite = finite_rows(stored)
+        fits = np.ones(len(rows), dtype=bool)
         for name, array in stored.items():
-            self.arrays[name][rows[finite], views[finite]] = array[finite]
-        self.arrays["status"][rows, views] = np.where(
-            finite, Status.VALID, Status.NON_FINITE_OUTPUT
-        )
+            fits &= self._fit(name, array, rows)
+        for name, array in stored.items():
+            self.arrays[name][rows[fits], views[fits]] = array[fits]
+        self.arrays["status"][rows, views] = np.where(fits, Status.VALID, Status.NON_FINITE_OUTPUT)
+
+    def _fit(
+        self, name: str, array: NDArray[np.float16], rows: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which rows of a field can be stored as they are; the others are entered as errors."""
+        finite = np.asarray(np.isfinite(array).reshape(len(rows), -1).all(axis=1))
         for row in rows[~finite]:
-            self.errors[self._start + int(row)] = "a teacher's output is not finite in float16"
+            self.errors[self._start + int(row)] = f"{name} is not finite in float16"
+        codec = self._fields[name].codec
+        if codec is None:
+            return finite
+        held = codec.holds(array).reshape(len(rows), -1).all(axis=1)
+        for row, values in zip(rows[finite & ~held], array[finite & ~held], strict=True):
+            self.errors[self._start + int(row)] = (
+                f"{name} has values from {values.min()} to {values.max()}; {codec}, which "
+                "extract.codecs names for it, cannot store them"
+            )
+        return np.asarray(finite & held)
 
     def failures(self, samples: Samples) -> dict[str, str]:
         """Sample id → reason."""

@@ -42,7 +42,7 @@ class Job:
 
     run: Run
     variant: str
-    cache_path: Path
+    cache: TeacherCache
     out: Path
     device: str
     threads: int
@@ -55,15 +55,20 @@ def distill(run: Run, *, cache_path: Path, device: torch.device, workers: int) -
     Raises:
         cache.CacheError: the cache is another one than the config describes, or not complete.
     """
-    cache = open_cache(cache_path)
+    cache = open_cache(cache_path, blocks=True)
     check_cache(run, cache)
     stored = clip_field(run.distill.student) in cache.fields
     source = f"stored in {cache_path}" if stored else "decoded from the videos as they are needed"
     console.print(f"{cache}; the student's clips are {source}")
+    if cache.chunks_held < cache.num_chunks:
+        console.print(
+            f"not all of {cache_path} fits decoded into memory: each batch is drawn from "
+            f"{cache.chunks_held} of its {cache.num_chunks} chunks, in another order each epoch"
+        )
     out = run.outputs / "distill"
     cores = os.cpu_count() or 1
     jobs = [
-        Job(run, variant, cache_path, out, str(device), max(1, cores // len(VARIANTS)), workers)
+        Job(run, variant, cache, out, str(device), max(1, cores // len(VARIANTS)), workers)
         for variant in VARIANTS
     ]
     usable = valid_rows(run, cache)
@@ -154,7 +159,7 @@ def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
     """Train one variant; runs in its own process and puts `index` into `ticks` after each step."""
     run, device = job.run, torch.device(job.device)
     torch.set_num_threads(job.threads)
-    cache = open_cache(job.cache_path)
+    cache = job.cache
     samples = samples_from_table(cache.samples, str(cache.path))
     recipe = run.distill.train
     method = Method(

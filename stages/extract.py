@@ -32,11 +32,10 @@ from cache import (
 from pipeline.clips import Request, in_batches, iterate
 from pipeline.config import Run
 from pipeline.identity import build_identity, projection_digest
-from pipeline.models import model_entry
 from pipeline.projection import Projection, ProjectionSums
 from pipeline.samples import Samples, read_samples
 from stages.chunk_arrays import ChunkArrays
-from stages.feed import clip_field
+from stages.fields import cache_fields, note_codecs
 from stages.files import write_json
 from stages.progress import console, meter, track
 from stages.recorded import environment, sample_differences
@@ -99,16 +98,18 @@ def _open_or_create(
     out = options.out
     if options.replace:
         _put_in_place(run, out, samples, teachers)
+    fields = cache_fields(run, samples, teachers)
     if is_cache(out):
         stored = open_cache(out)
         writer = open_writer(out, identity=identity_for(run, samples, teachers, stored))
-        absent = _absent_fields(run, samples, teachers, stored)
+        absent = _absent_fields(stored, fields)
         if absent:
             writer.close()
             raise ExtractError(
                 f"{out} was made without {', '.join(absent)}, which the config asks for. Give "
                 "another --out, or --replace, which moves this cache aside"
             )
+        note_codecs(out, stored.fields, fields)
         return writer
     check_place(out)  # before the calibration, which takes its time
     arrays = _fit_projection(run, options, samples, teachers).arrays()
@@ -119,7 +120,7 @@ def _open_or_create(
         ),
         provenance=_provenance(teachers),
         samples=samples.table,
-        fields=_fields(run, samples, teachers),
+        fields=fields,
         views=options.views,
         chunk_samples=run.extract.chunk_samples,
         projection=arrays,
@@ -128,12 +129,13 @@ def _open_or_create(
 
 def _put_in_place(run: Run, out: Path, samples: Samples, teachers: Teachers) -> None:
     """Move another cache at `out` aside, and bring the wanted one back if it stands aside."""
+    fields = cache_fields(run, samples, teachers)
 
     def is_wanted(path: Path) -> bool:
         stored = open_cache(path)
         identity = identity_for(run, samples, teachers, stored)
         same = fingerprint(identity) == stored.fingerprint and stored.samples.equals(samples.table)
-        return same and not _absent_fields(run, samples, teachers, stored)
+        return same and not _absent_fields(stored, fields)
 
     if not is_cache(out) or is_wanted(out):
         return
@@ -194,37 +196,8 @@ def _fit_projection(run: Run, options: Options, samples: Samples, teachers: Teac
     return projection
 
 
-def _absent_fields(
-    run: Run, samples: Samples, teachers: Teachers, stored: TeacherCache
-) -> list[str]:
-    wanted = [field.name for field in _fields(run, samples, teachers)]
-    return [name for name in wanted if name not in stored.fields]
-
-
-def _fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
-    fields = []
-    for role, model in teachers.by_role().items():
-        for head, classes in samples.heads.items():
-            fields.append(Field(f"{role}/logits/{head}", ("class",), (classes,), "float16"))
-        fields.append(Field(f"{role}/pooled", ("channel",), (model.pooled_channels,), "float16"))
-    projection = run.extract.projection
-    shape = (projection.dim, *projection.grid)
-    fields.append(Field("residual", ("channel", "time", "height", "width"), shape, "float16"))
-    return fields + _clip_fields(run.extract.clips)
-
-
-def _clip_fields(students: Sequence[str]) -> list[Field]:
-    """The students' clips. In one group xarray wants one size per dimension: others get a name."""
-    fields = []
-    sizes: dict[tuple[str, str], int] = {}
-    for name in students:
-        clip = model_entry(name).clip
-        group, _, short = name.rpartition("/")
-        wanted = {"frame": clip.frames, "height": clip.size, "width": clip.size, "colour": 3}
-        same = all(sizes.setdefault((group, dim), size) == size for dim, size in wanted.items())
-        dims = tuple(wanted if same else (f"{dim}_{short}" for dim in wanted))
-        fields.append(Field(clip_field(name), dims, tuple(wanted.values()), "uint8"))
-    return fields
+def _absent_fields(stored: TeacherCache, wanted: Sequence[Field]) -> list[str]:
+    return [field.name for field in wanted if field.name not in stored.fields]
 
 
 def _provenance(teachers: Teachers) -> dict[str, Any]:

@@ -87,11 +87,25 @@ class Feed:
             seed=self._run.distill.seed,
             epoch=epoch,
         )
+        if self._cache.chunks_held < self._cache.num_chunks:
+            order = self._by_chunks(order, epoch)
         rows = [self._rows[places] for places in order]
         views = [np.array([self._view(place, epoch) for place in places]) for places in order]
         read_clips = self._stored_clips if self.stored else self._decoded_clips
         for of_rows, of_views, clips in zip(rows, views, read_clips(rows, views), strict=True):
             yield self._batch(of_rows, of_views, clips)
+
+    def _by_chunks(self, order: list[NDArray[np.int64]], epoch: int) -> list[NDArray[np.int64]]:
+        """The same batch sizes, shuffled only within so many chunks as the cache holds decoded.
+
+        Samples stand in the cache in a shuffled order, so a few chunks are an unbiased part of it.
+        """
+        places = np.concatenate(order)
+        chunks = self._rows[places] // self._cache.chunk_samples
+        generator = np.random.default_rng([self._run.distill.seed, epoch, 1])
+        turn = generator.permutation(self._cache.num_chunks) // self._cache.chunks_held
+        places = places[np.argsort(turn[chunks], kind="stable")]
+        return np.split(places, np.cumsum([len(batch) for batch in order])[:-1])
 
     def _view(self, place: int, epoch: int) -> int:
         valid = self._valid[place]

@@ -30,6 +30,7 @@ def show(facts: dict[str, Any]) -> None:
     fields.add_column("field", no_wrap=True)
     fields.add_column("shape", no_wrap=True)
     fields.add_column("dtype")
+    fields.add_column("codec")
     fields.add_column("bytes per row", justify="right")
     fields.add_column("MB", justify="right")
     for name, field in facts["fields"].items():
@@ -38,6 +39,7 @@ def show(facts: dict[str, Any]) -> None:
             name,
             shape,
             field["dtype"],
+            " ".join(str(value) for value in (field["codec"] or {}).values()),
             str(field["row_bytes"]),
             f"{field['bytes'] / 1e6:.2f}",
         )

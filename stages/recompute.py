@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import Status, TeacherCache, open_cache
+from cache import Codec, Status, TeacherCache, open_cache
 from pipeline.clips import Read, Request, in_batches, iterate
 from pipeline.config import Run
 from pipeline.projection import Projection
@@ -28,7 +28,8 @@ from stages.teachers import Teachers, identity_for, load_teachers
 
 # A value may differ by this × (its own size + the root mean square of its row in the field). For
 # float16 it is four roundings (one is 2⁻¹¹) of the value, and as much of the row: small values are
-# sums of large ones, whose order differs between machines and batches.
+# sums of large ones, whose order differs between machines and batches. A lossy codec's own largest
+# error comes on top: what is a hair apart may round to two different steps.
 TOLERANCE = {"float16": 2.0**-9, "float64": 1e-9}
 _EXACT = 0.5  # allowed of integers
 _NOT_FINITE = 1e9  # stands for a recomputed value that is not finite
@@ -58,10 +59,12 @@ class FieldDifference:
     Attributes:
         largest: the largest absolute difference.
         of_tolerance: the largest difference as a share of what is allowed there.
+        codec: the lossy codec that is allowed for, if any.
     """
 
     largest: float = 0.0
     of_tolerance: float = 0.0
+    codec: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
         cache.IdentityMismatch: the cache was made from other inputs than the config names.
         RecomputeError: a recorded sample has another file, stretch, split or label now.
     """
-    stored, now = open_cache(path), read_samples(run.samples_path)
+    stored, now = open_cache(path, blocks=True), read_samples(run.samples_path)
     teachers = load_teachers(run, now, options.device)
     stored.check_identity(identity_for(run, now, teachers, stored))
     _check_samples(run, stored, now)
@@ -197,8 +200,10 @@ def _compare(
         way_out = "decode with the recorded versions, or get the video that the cache was made from"
         _note(result, stored, places[place], what, way_out)
     for name, values in made.items():
-        largest, of_tolerance = _differences(values, cached[name])
-        field = result.fields.setdefault(name, FieldDifference())
+        codec = stored.fields[name].codec
+        lossy = codec if codec and codec.lossy else None
+        largest, of_tolerance = _differences(values, cached[name], lossy)
+        field = result.fields.setdefault(name, FieldDifference(codec=str(lossy) if lossy else None))
         field.largest = max(field.largest, float(largest.max()))
         field.of_tolerance = max(field.of_tolerance, float(of_tolerance.max()))
         for place in np.flatnonzero((of_tolerance > 1) & (now == then)):
@@ -211,7 +216,7 @@ def _compare(
 
 
 def _differences(
-    now: NDArray[Any], then: NDArray[Any]
+    now: NDArray[Any], then: NDArray[Any], lossy: Codec | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Per row the largest absolute difference, and the largest as a share of what is allowed."""
     new, old = (values.reshape(len(values), -1).astype(np.float64) for values in (now, then))
@@ -222,6 +227,8 @@ def _differences(
         allowed = np.maximum(TOLERANCE[then.dtype.name] * size, np.finfo(np.float16).tiny)
     else:
         allowed = np.full_like(old, _EXACT)
+    if lossy:
+        allowed += lossy.error(then).reshape(old.shape)
     return difference.max(axis=1), (difference / allowed).max(axis=1)
 
 

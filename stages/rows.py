@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +52,3 @@ def stored_values(
         "residual": projection.residual(vit_map=vit.map, cnn_map=cnn.map),
     }
     return {name: tensor.half().cpu().numpy() for name, tensor in values.items()}
-
-
-def finite_rows(values: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """Which rows of a batch are finite in every field."""
-    flat = [np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in values.values()]
-    finite: NDArray[np.bool_] = np.logical_and.reduce(flat)
-    return finite

@@ -78,8 +78,10 @@ def show(facts: dict[str, Any]) -> None:
     if recomputed:
         _console.print(f"{recomputed['rows']} rows made again; largest difference by field:")
         for name, field in recomputed["fields"].items():
+            codec = f", which allows for {field['codec']}" if field["codec"] else ""
             _console.print(
                 f"  {name}: {field['largest']:.3g}, {field['of_tolerance']:.3g} × the tolerance"
+                f"{codec}"
             )
         for finding in recomputed["findings"]:
             _console.print(f"{finding['sample_id']}, view {finding['view']}: {finding['what']}")

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from cache import CacheWriter, Field, Status, create_cache
+from cache import BitRound, BloscZstd, CacheWriter, Field, Fixed8, Status, create_cache
+from cache.codecs import lossy_codecs
 from cache.layout import LOCK
 from cache.schema import OWN_FIELDS
 
@@ -29,6 +30,13 @@ FIELDS = (
     Field("vit/pooled", ("channel",), (5,), "float16"),
     Field("residual", ("channel", "time", "height", "width"), (2, 2, 1, 3), "float16"),
 )
+
+PLAIN = Field("vit/pooled", ("channel",), (5,), "float16")
+BLOSC = Field("cnn/pooled", ("channel",), (5,), "float16", BloscZstd())
+ROUNDED = Field("residual", ("channel", "time"), (2, 3), "float16", BitRound(4))
+STEPS = Field("vit/logits/action", ("class",), (3,), "float16", Fixed8(-5.0, 125.0))
+CLIP = Field("clip/x3d", ("colour",), (3,), "uint8", BloscZstd())
+PACKED_FIELDS = (PLAIN, BLOSC, ROUNDED, STEPS, CLIP)
 
 PROJECTION = {
     "vit_weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -123,6 +131,16 @@ def full_cache(path: Path, **arguments: int | tuple[Field, ...]) -> Path:
     with make_cache(path, **arguments) as writer:
         fill_cache(writer)
     return path
+
+
+def packed_identity(fields: tuple[Field, ...] = PACKED_FIELDS) -> dict[str, Any]:
+    """The identity of a cache with these fields: the lossy codecs are part of it."""
+    return {**IDENTITY, "codecs": lossy_codecs(fields)}
+
+
+def compressed_cache(path: Path, fields: tuple[Field, ...] = PACKED_FIELDS) -> Path:
+    """A full cache of 10 samples in 2 views in 3 chunks."""
+    return full_cache(path, fields=fields, identity=packed_identity(fields))
 
 
 def contents(path: Path, *, commits: bool = False) -> dict[str, bytes]:

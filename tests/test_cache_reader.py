@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_describe_is_plain_json(full: Path) -> None:
         "dims": ["sample", "view", "channel"],
         "shape": [10, 2, 5],
         "dtype": "float16",
+        "codec": None,
         "row_bytes": 10,
         "bytes": 6 * 44,
     }
@@ -172,6 +174,28 @@ def test_few_maps_and_no_descriptors_are_kept(full: Path, monkeypatch: pytest.Mo
     del cache
     gc.collect()
     assert str(full) not in Path("/proc/self/maps").read_text()
+
+
+def test_threads_do_not_take_each_others_maps_away(
+    full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunkmap, "MAX_MAPS", 6)  # one for each field, so that all come and go
+    cache = open_cache(full)
+
+    def read(seed: int) -> bool:
+        samples, views = np.divmod(np.random.default_rng(seed).integers(20, size=64), 2)
+        rows, expected = cache.read(samples, views), expected_rows(samples, views)
+        return all(rows[name].tobytes() == values.tobytes() for name, values in expected.items())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(200)))
+
+
+def test_more_chunk_files_than_addresses_are_refused(full: Path) -> None:
+    cache = open_cache(full)
+    cache._sources["residual"]._step = 2**61
+    with pytest.raises(CacheError, match=r"there is no room to map 6 chunk files of .* 'residual'"):
+        cache.read([0], [0])
 
 
 @pytest.mark.parametrize(
@@ -381,7 +405,7 @@ def test_a_strange_root_is_refused(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("residual", {"data_type": "float128"}, "dtype 'float128' is not one of"),
+        ("residual", {"data_type": "float128"}, "data_type is 'float128', expected one of"),
         ("status", {"data_type": "int8"}, "field is Field.*expected Field.*uint8"),
         ("residual", {"shape": [10, 2, 2, 2, 1, 10**15]}, "chunk_shape is"),
         ("residual", {"shape": [10, 1, 2, 2, 1, 3]}, r"shape is \[10, 1\], expected \[10, 2\]"),

@@ -160,6 +160,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
             " are pytorchvideo/x3d_nano, pytorchvideo/x3d_tiny, pytorchvideo/x3d_s",
         ),
         ("dataset", "other", "got 'other', expected the file's own name, 'demo'"),
+        ("extract.codecs", "zstd", "got 'zstd', expected a mapping"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(
@@ -182,6 +183,35 @@ def test_mistakes_inside_lists_and_names_are_placed(tmp_path: Path) -> None:
     escaping = changed(tmp_path, lambda content: content["prepare"]["splits"].update({"../x": 3}))
     (split,) = mistakes(escaping)
     assert split.startswith("prepare.splits.../x: got '../x', expected a value that should match")
+
+
+@pytest.mark.parametrize(
+    ("codec", "mistake"),
+    [
+        (
+            {"codec": "gzip"},
+            "residual: got {'codec': 'gzip'}, expected 'codec': one of 'blosc_zstd', 'bitround', ",
+        ),
+        (
+            {"keepbits": 3},
+            "residual: got {'keepbits': 3}, expected a section with the field 'codec'",
+        ),
+        ("blosc_zstd", "residual: got 'blosc_zstd', expected a section with fields of its own"),
+        ({"codec": "bitround"}, "residual.bitround.keepbits: got nothing, expected a value"),
+        (
+            {"codec": "bitround", "keepbits": 0},
+            "residual.bitround.keepbits: got 0, expected greater than 0",
+        ),
+        (
+            {"codec": "fixed8", "high": 1, "low": 1},
+            "residual.fixed8: got {'codec': 'fixed8', 'high': 1, 'low': 1}, expected low below ",
+        ),
+    ],
+)
+def test_a_wrong_codec_is_named(codec: object, mistake: str, tmp_path: Path) -> None:
+    path = changed(tmp_path, setting("extract.codecs", {"residual": codec}))
+    (found,) = mistakes(path)
+    assert found.startswith(f"extract.codecs.{mistake}")
 
 
 def test_splits_must_be_made_to_be_used(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from queue import Queue
 
@@ -12,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from cache import CacheError, IdentityMismatch, open_cache
-from chain_making import write_config
+from cache import CacheError, IdentityMismatch, blocks, open_cache
+from chain_making import options, write_config
 from pipeline.config import Run
 from pipeline.models import count_flops, count_parameters, create_model
 from pipeline.samples import samples_from_table
@@ -21,16 +23,18 @@ from pipeline.training import LABELS_ONLY, Batch, Method
 from pipeline.weights import load_weights
 from stages import distill as stage
 from stages.distill import Job, check_cache, train_student
+from stages.extract import extract
 from stages.feed import Feed, teacher_fields
 
 
 def job(run: Run, variant: str, out: str = "trained") -> Job:
-    return Job(run, variant, run.cache_path, Path(out), "cpu", threads=1, workers=0)
+    cache = open_cache(run.cache_path)
+    return Job(run, variant, cache, Path(out), "cpu", threads=1, workers=0)
 
 
 def feed(run: Run, *, workers: int = 0, stored: bool = True) -> list[Batch]:
     """The batches of two epochs with all terms on."""
-    cache = open_cache(run.cache_path)
+    cache = open_cache(run.cache_path, blocks=True)
     samples = samples_from_table(cache.samples, "cache")
     method = Method(run.distill.weights, temperature=run.distill.temperature)
     made = Feed(run, cache, samples, method, torch.device("cpu"), workers)
@@ -192,3 +196,59 @@ def test_a_killed_distill_leaves_no_process_behind(mini: Run) -> None:
         for child in alive:
             child.kill()
     assert not alive
+
+
+PACKED = (
+    "max_failed_share: 0.5",
+    "max_failed_share: 0.5\n  codecs: {residual: {codec: blosc_zstd}, "
+    "cnn/logits/action: {codec: blosc_zstd}, clip/pytorchvideo/x3d_nano: {codec: blosc_zstd}}",
+)
+
+
+def packed(mini: Run) -> Run:
+    """The same miniature run, its cache made again with compressed fields."""
+    shutil.rmtree(mini.cache_path)
+    run = write_config(Path.cwd(), PACKED)
+    extract(run, options(run))
+    return run
+
+
+def test_compressed_fields_give_the_same_batches(mini: Run) -> None:
+    expected = feed(mini)
+    assert_same(feed(packed(mini)), expected)
+
+
+def test_batches_stay_within_the_chunks_that_are_held(
+    mini: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = packed(mini)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+    cache = open_cache(run.cache_path, blocks=True)
+    assert (cache.chunks_held, cache.num_chunks) == (1, 3)
+    ids = cache.samples["sample_id"].to_pylist()
+    orders = []
+    for batches in (feed(run)[:2], feed(run)[2:]):  # an epoch each
+        rows = [ids.index(name) for batch in batches for name in batch.names]
+        chunks = [row // cache.chunk_samples for row in rows]
+        assert sorted(rows) == list(range(14))
+        assert sum(one != other for one, other in pairwise(chunks)) == 2  # chunk after chunk
+        orders.append(rows)
+    assert orders[0] != orders[1]
+    assert feed(run)[0].names == [ids[row] for row in orders[0][:7]]  # the same each time
+
+
+@pytest.mark.slow
+def test_both_students_from_a_compressed_cache(
+    mini: Run,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = packed(mini)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+    stage.distill(run, cache_path=run.cache_path, device=torch.device("cpu"), workers=0)
+    assert (run.outputs / "distill" / "student.safetensors").exists()
+    (record,) = [one for one in caplog.records if one.name.startswith("cache")]
+    assert "residual (compressed: blosc_zstd)" in record.getMessage()
+    said = " ".join(capfd.readouterr().err.split())
+    assert "each batch is drawn from 1 of its 3 chunks" in said

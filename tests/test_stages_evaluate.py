@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cache import open_cache
 from pipeline.config import Run
 from pipeline.samples import read_samples
 from pipeline.weights import WeightsError
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 def trained(mini: Run) -> Run:
     for variant in ("baseline", "student"):
         out = mini.outputs / "distill"
-        train_student(Job(mini, variant, mini.cache_path, out, "cpu", 1, 0), 0, Queue())
+        train_student(Job(mini, variant, open_cache(mini.cache_path), out, "cpu", 1, 0), 0, Queue())
     return mini
 
 

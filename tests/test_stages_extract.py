@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache, repair_cache
 from chain_making import options, write_config
 from pipeline.clips import StoredViews, read_clips
-from pipeline.config import Run
+from pipeline.config import ConfigError, Run
 from pipeline.projection import Projection
 from pipeline.samples import read_samples, samples_from_table
 from pipeline.views import normalise
@@ -266,3 +267,59 @@ def test_a_place_that_is_something_else_is_refused_and_kept(mini: Run, kind: str
         extract(mini, options(mini))
     kept = mini.cache_path if kind == "file" else mini.cache_path / "thesis.tex"
     assert kept.read_text() == "mine"
+
+
+def with_codecs(codecs: str) -> Run:
+    """The miniature run with `extract.codecs`."""
+    change = ("max_failed_share: 0.5", f"max_failed_share: 1.0\n  codecs: {{{codecs}}}")
+    return write_config(Path.cwd(), change)
+
+
+def test_a_codec_of_the_config_compresses_its_field(mini: Run) -> None:
+    plain = open_cache(mini.cache_path).read([3], [1])
+    shutil.rmtree(mini.cache_path)
+    run = with_codecs("residual: {codec: bitround, keepbits: 6}, vit/pooled: {codec: blosc_zstd}")
+    extract(run, options(run))
+    cache = open_cache(run.cache_path, blocks=True)
+    assert cache.identity["codecs"] == {"residual": {"codec": "bitround", "keepbits": 6}}
+    rows = cache.read([3], [1])
+    np.testing.assert_array_equal(rows["vit/pooled"], plain["vit/pooled"])
+    np.testing.assert_allclose(rows["residual"], plain["residual"], rtol=2.0**-7)
+    assert (rows["residual"] != plain["residual"]).any()
+
+
+def test_a_lossy_codec_makes_another_cache_and_a_lossless_one_does_not(
+    mini: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = with_codecs("residual: {codec: bitround, keepbits: 6}")
+    with pytest.raises(IdentityMismatch, match=r"codecs: cache \(absent\), wanted .*keepbits"):
+        extract(run, options(run))
+    run = with_codecs("residual: {codec: blosc_zstd}")
+    before = files_of(run.cache_path)
+    extract(run, options(run))
+    assert files_of(run.cache_path) == before
+    said = " ".join(capfd.readouterr().err.split())
+    assert "residual stays as it is (no codec); blosc_zstd of extract.codecs counts when" in said
+
+
+def test_a_row_that_its_codec_cannot_hold_fails_and_says_why(mini: Run) -> None:
+    shutil.rmtree(mini.cache_path)
+    run = with_codecs("residual: {codec: fixed8, low: -2.0, high: 2.0}")
+    extract(run, options(run))
+    cache = open_cache(run.cache_path, blocks=True)
+    failed = cache.status == Status.NON_FINITE_OUTPUT
+    assert failed.any()
+    reason = next(iter(cache.failures.values()))
+    assert re.fullmatch(
+        r"residual has values from -?\d\S* to \d\S*; fixed8, low -2\.0, high 2\.0, .*", reason
+    )
+    rows, views = np.nonzero(failed)
+    assert np.isnan(cache.read(rows, views, ["residual"])["residual"]).all()
+    rows, views = np.nonzero(~failed)
+    assert np.isfinite(cache.read(rows, views, ["residual"])["residual"]).all()
+
+
+def test_a_codec_for_a_field_that_is_not_there_is_refused(mini: Run) -> None:
+    run = with_codecs("residul: {codec: blosc_zstd}")
+    with pytest.raises(ConfigError, match=r"extract\.codecs names residul; the fields .*residual"):
+        extract(run, options(run))

@@ -121,20 +121,56 @@ def test_other_outputs_on_the_same_frames_are_named_with_field_and_size(
     assert result.fields["cnn/pooled"].of_tolerance < 1
 
 
+def test_rows_of_compressed_fields_are_made_again(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lossy codec is allowed for, and what goes beyond it is still found."""
+    shutil.rmtree(mini.cache_path)
+    codecs = (
+        "{residual: {codec: bitround, keepbits: 4}, vit/pooled: {codec: blosc_zstd}, "
+        "vit/logits/action: {codec: fixed8, low: -16.0, high: 16.0}}"
+    )
+    change = ("max_failed_share: 0.5", f"max_failed_share: 0.5\n  codecs: {codecs}")
+    run = write_config(Path.cwd(), change)
+    extract(run, chain_making.options(run))
+    result = recompute.recompute(run, run.cache_path, options())
+    assert result.findings == []
+    for name in ("residual", "vit/logits/action"):
+        assert result.fields[name].largest > 0
+        assert 0.1 < result.fields[name].of_tolerance < 1
+    assert result.fields["residual"].codec == "bitround, keepbits 4"
+    assert result.fields["vit/pooled"].codec is None
+    command = ("verify", str(run.cache_path), "--dataset", "mini", "--recompute", "2")
+    assert run_command(monkeypatch, *command) == 0
+    assert "× the tolerance, which allows for bitround, keepbits 4" in capsys.readouterr().out
+    stored_values = recompute.stored_values
+
+    def shifted(*args: Any) -> dict[str, Any]:
+        values = stored_values(*args)
+        values["vit/logits/action"] = values["vit/logits/action"] + np.float16(0.2)
+        return values
+
+    monkeypatch.setattr(recompute, "stored_values", shifted)
+    findings = recompute.recompute(run, run.cache_path, options(2)).findings
+    assert {finding.what.split(" by ")[0] for finding in findings} == {
+        "differs in vit/logits/action"
+    }
+
+
 def test_the_tolerance_is_what_the_page_says(mini: Run) -> None:
     then = np.array([[3.0, -4.0, 0.0]], np.float16)  # root mean square √(25/3)
     rms = np.sqrt(25 / 3)
     now = then + np.array([[0, 0, 2.0**-9 * rms]])
-    largest, share = recompute._differences(now, then)
+    largest, share = recompute._differences(now, then, None)
     assert largest[0] == pytest.approx(2.0**-9 * rms)
     assert share[0] == pytest.approx(1)
     now = then + np.array([[0, 2.0**-9 * (4 + rms), 0]])
-    assert recompute._differences(now, then)[1][0] == pytest.approx(1)
+    assert recompute._differences(now, then, None)[1][0] == pytest.approx(1)
     clip = np.array([[7, 8]], np.uint8)
-    assert recompute._differences(clip + np.uint8(1), clip)[1][0] > 1
-    assert recompute._differences(clip, clip)[1][0] == 0
+    assert recompute._differences(clip + np.uint8(1), clip, None)[1][0] > 1
+    assert recompute._differences(clip, clip, None)[1][0] == 0
     broken = np.array([[np.nan, 1, 1]], np.float16)
-    assert recompute._differences(broken, then)[1][0] > 1
+    assert recompute._differences(broken, then, None)[1][0] > 1
     assert TOLERANCE["float16"] == 2.0**-9
 
 

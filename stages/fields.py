@@ -1,0 +1,74 @@
+"""The arrays of a run's cache: which there are, and how each is compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cache import Field, codec_from_json
+from pipeline.config import ConfigError, Run
+from pipeline.models import model_entry
+from pipeline.samples import Samples
+from stages.feed import clip_field
+from stages.progress import console
+from stages.teachers import Teachers
+
+
+def cache_fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
+    """The arrays that a run stores, in the cache's order.
+
+    Raises:
+        pipeline.config.ConfigError: `extract.codecs` names another field.
+        cache.CacheError: a codec does not suit its field's dtype.
+    """
+    fields = []
+    for role, model in teachers.by_role().items():
+        for head, classes in samples.heads.items():
+            fields.append(Field(f"{role}/logits/{head}", ("class",), (classes,), "float16"))
+        fields.append(Field(f"{role}/pooled", ("channel",), (model.pooled_channels,), "float16"))
+    projection = run.extract.projection
+    shape = (projection.dim, *projection.grid)
+    fields.append(Field("residual", ("channel", "time", "height", "width"), shape, "float16"))
+    return _with_codecs(run, fields + _clip_fields(run.extract.clips))
+
+
+def _clip_fields(students: Sequence[str]) -> list[Field]:
+    """The students' clips. In one group xarray wants one size per dimension: others get a name."""
+    fields = []
+    sizes: dict[tuple[str, str], int] = {}
+    for name in students:
+        clip = model_entry(name).clip
+        group, _, short = name.rpartition("/")
+        wanted = {"frame": clip.frames, "height": clip.size, "width": clip.size, "colour": 3}
+        same = all(sizes.setdefault((group, dim), size) == size for dim, size in wanted.items())
+        dims = tuple(wanted if same else (f"{dim}_{short}" for dim in wanted))
+        fields.append(Field(clip_field(name), dims, tuple(wanted.values()), "uint8"))
+    return fields
+
+
+def _with_codecs(run: Run, fields: Sequence[Field]) -> list[Field]:
+    """The fields, compressed as the config says."""
+    codecs = run.extract.codecs
+    unknown = sorted(codecs.keys() - {field.name for field in fields})
+    if unknown:
+        raise ConfigError(
+            f"extract.codecs names {', '.join(unknown)}; the fields of this cache are "
+            f"{', '.join(field.name for field in fields)}"
+        )
+    return [
+        replace(field, codec=codec_from_json(codecs[field.name].model_dump()))
+        if field.name in codecs
+        else field
+        for field in fields
+    ]
+
+
+def note_codecs(out: Path, stored: Mapping[str, Field], wanted: Sequence[Field]) -> None:
+    """Say where the cache keeps a codec that is not the config's: a lossless one is no identity."""
+    for field in wanted:
+        if field.name in stored and stored[field.name].codec != field.codec:
+            console.print(
+                f"{out}: {field.name} stays as it is ({stored[field.name].codec or 'no codec'}); "
+                f"{field.codec or 'none'} of extract.codecs counts when a cache is made"
+            )
