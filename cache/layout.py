@@ -125,8 +125,18 @@ def written_folders(layout: Layout) -> set[Path]:
     return folders
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a place is no local folder, as `s3://bucket/cache`."""
+    return "://" in os.fspath(path)
+
+
 def repair_hint(place: Path | str) -> str:
-    """The way out where a chunk or a commit is damaged."""
+    """The way out where a chunk or a commit of a folder or URL is damaged."""
+    if is_url(place):
+        return (
+            "Repair needs a folder: copy the cache to one, `dualkd-cache repair` and extract it "
+            "there, and put it back"
+        )
     return (
         f"`dualkd-cache repair {place}` drops the damaged chunks, so that the next extract "
         "makes them again"

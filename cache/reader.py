@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from cache.blocks import ChunkBlocks, chunks_held
 from cache.chunkmap import ChunkMaps
 from cache.commits import read_commits
+from cache.layout import is_url, repair_hint
 from cache.metadata import read_layout
-from cache.remote import copy_metadata, is_url
+from cache.remote import copy_metadata
 from cache.schema import (
     STATUS_FIELD,
     CacheError,
@@ -71,7 +72,8 @@ def _open_url(url: str) -> TeacherCache:
             cache = TeacherCache(Path(folder), blocks=True, url=url)
             _ = cache.samples, cache.projection  # while their files are here
         except CacheError as error:
-            raise type(error)(str(error).replace(folder, url)) from None
+            message = str(error).replace(repair_hint(folder), repair_hint(url))
+            raise type(error)(message.replace(folder, url)) from None
     return cache
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -11,11 +10,6 @@ from cache.layout import COMMITS, METADATA, PROJECTION, SAMPLES
 from cache.schema import CacheError
 
 _MAX_METADATA_BYTES = 2**30
-
-
-def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether a place is no local folder, as `s3://bucket/cache`."""
-    return "://" in os.fspath(path)
 
 
 def fetch(url: str, key: str, limit: int) -> bytes:

@@ -185,6 +185,17 @@ def test_views_are_added_and_the_codecs_stay(copy: Path, full: Path) -> None:
         np.testing.assert_array_equal(grown.read([5, 9], [0, 1])[name], values)
 
 
+def test_damage_at_a_url_names_a_way_out_that_exists(copy: Path) -> None:
+    """There is no repairing at a URL."""
+    file = copy / chunk_file(STEPS)
+    file.write_bytes(file.read_bytes()[:-1] + b"?" * 2)
+    with pytest.raises(DamagedError, match="Repair needs a folder: copy the cache to one"):
+        open_cache(f"file://{copy}", blocks=True).read([8], [0])
+    (copy / "commits" / "0.json").write_bytes(b"{}")
+    with pytest.raises(DamagedError, match=f"^file://{copy}/commits/0.*Repair needs a folder"):
+        open_cache(f"file://{copy}", blocks=True)
+
+
 # --- strangers ---------------------------------------------------------------------------------
 
 
