@@ -12,6 +12,7 @@ import pytest
 from pipeline.config import Run
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ["cache", "pipeline", "pipeline/datasets", "stages", "benchmarks"]
 MAY_IMPORT = {
     "cache": {"cache"},
     "pipeline": {"pipeline"},
@@ -59,6 +60,18 @@ def test_every_dependency_has_a_pin() -> None:
     )
     assert declared
     assert not {name for name in declared if name not in pins}
+
+
+@pytest.mark.parametrize(
+    "folder", ["cache", "pipeline", "pipeline/datasets", "stages", "benchmarks"]
+)
+def test_the_architecture_page_knows_every_module(folder: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    _, _, rest = page.partition(f"| `{folder}/` | |")
+    table = rest.partition("\n\n")[0]
+    listed = re.findall(r"^\| `(\w+\.py)`", table, re.MULTILINE)
+    modules = [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
+    assert listed == sorted(modules)
 
 
 def test_the_example_of_the_format_page_runs(mini: Run, capsys: pytest.CaptureFixture[str]) -> None:
