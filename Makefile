@@ -23,7 +23,7 @@ lint: $(READY)
 
 clean:  ## remove what the chain and the tools made; the environment too
 	rm -rf $(VENV) data outputs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -rf .dvc/cache .dvc/tmp
+	rm -rf .dvc/cache .dvc/tmp dvc_plots dvc.lock
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

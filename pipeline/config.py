@@ -186,13 +186,15 @@ class Weights(_Section):
 
 
 class Distill(_Section):
-    """Stage two: the student, its recipe and the method's weights."""
+    """Stage two: the student, its recipe, the method's weights, and how much of the cache."""
 
     student: ModelName
     seed: Seed
     train: Recipe
     weights: Weights
     temperature: Above0
+    views: Positive | None = None  # the first so many; all that `extract` was asked for by default
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the samples, in the cache's order
 
 
 class Evaluate(_Section):

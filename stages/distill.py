@@ -20,7 +20,7 @@ from queue import Empty, Queue
 import pyarrow as pa
 import torch
 
-from cache import CacheError, TeacherCache, open_cache
+from cache import CacheError, Status, TeacherCache, open_cache
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config import Run
 from pipeline.models import VideoModel, create_model
@@ -28,7 +28,7 @@ from pipeline.processes import exit_with_parent
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import LABELS_ONLY, EpochLog, Method, steps_in_epoch, train
 from pipeline.weights import load_weights, save_weights, weights_digest
-from stages.feed import Feed, clip_field, valid_rows
+from stages.feed import Feed, clip_field, used_statuses, valid_rows
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
 from stages.teachers import identity_for, load_teachers
@@ -116,11 +116,14 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
     samples = samples_from_table(cache.samples, str(cache.path))
     teachers = load_teachers(run, samples, torch.device("cpu"))
     cache.check_identity(identity_for(run, samples, teachers, cache))
-    if cache.num_views < run.extract.views.count or cache.coverage < 1:
+    views = run.distill.views or run.extract.views.count
+    used = used_statuses(run, cache)
+    if cache.num_views < views or (used == Status.MISSING).any():
         raise CacheError(
             f"{cache.path} holds {cache.num_views} views and {cache.coverage:.1%} of their rows; "
-            f"the config wants {run.extract.views.count} views. "
-            f"`dualkd-cache extract --dataset {run.dataset}` makes the rest"
+            f"the config trains on {views} views of {len(used)} samples. "
+            f"`dualkd-cache extract --dataset {run.dataset} --views {views}` makes the rest, "
+            "distill.views and distill.fraction choose less"
         )
 
 

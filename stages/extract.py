@@ -6,6 +6,7 @@ is read from the cache), then chunk by chunk decode → teachers → residual �
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from pipeline.config import Run
 from pipeline.identity import build_identity, projection_digest
 from pipeline.projection import Projection, ProjectionSums
 from pipeline.samples import Samples, read_samples
+from pipeline.weights import weights_digest
 from stages.chunk_arrays import ChunkArrays
 from stages.fields import cache_fields, note_codecs
 from stages.files import write_json
@@ -41,6 +43,8 @@ from stages.progress import console, meter, track
 from stages.recorded import environment, sample_differences
 from stages.rows import clip_dataset, drawn_views, stored_projection
 from stages.teachers import Teachers, identity_for, load_teachers
+
+_FIGURES = ("videos", "top1", "top5")
 
 
 class ExtractError(RuntimeError):
@@ -118,7 +122,7 @@ def _open_or_create(
         identity=build_identity(
             run, samples, teachers.vit, teachers.cnn, projection_digest(arrays)
         ),
-        provenance=_provenance(teachers),
+        provenance=_provenance(run, teachers),
         samples=samples.table,
         fields=fields,
         views=options.views,
@@ -200,12 +204,24 @@ def _absent_fields(stored: TeacherCache, wanted: Sequence[Field]) -> list[str]:
     return [field.name for field in wanted if field.name not in stored.fields]
 
 
-def _provenance(teachers: Teachers) -> dict[str, Any]:
+def _provenance(run: Run, teachers: Teachers) -> dict[str, Any]:
     return {
+        "accuracy": _measured_accuracy(run, teachers),
         "command": " ".join(["dualkd-cache", *sys.argv[1:]]),
         **environment(),
         "device": str(teachers.device),
         "dtype": "float32",
+    }
+
+
+def _measured_accuracy(run: Run, teachers: Teachers) -> dict[str, Any]:
+    """What `teach` measured of these very weights, by role; nothing where it has not run."""
+    path = run.outputs / "teach.json"
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        role: {"split": run.evaluate.split, **{name: scores[role][name] for name in _FIGURES}}
+        for role, model in teachers.by_role().items()
+        if scores.get(role, {}).get("weights_sha256") == weights_digest(model.net)
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +30,18 @@ def stored_students(cache: TeacherCache) -> list[str]:
     return [name.removeprefix(_CLIPS) for name in cache.fields if name.startswith(_CLIPS)]
 
 
+def used_statuses(run: Run, cache: TeacherCache) -> NDArray[np.uint8]:
+    """Statuses of the part of a cache that a run trains on, (samples, views).
+
+    Samples stand in a shuffled order, so the first ones are an unbiased part of the dataset.
+    """
+    samples = math.ceil(run.distill.fraction * cache.num_samples)
+    return cache.status[:samples, : run.distill.views or run.extract.views.count]
+
+
 def valid_rows(run: Run, cache: TeacherCache) -> NDArray[np.bool_]:
-    """Which rows can be trained on, (samples, views): of the config's views, be there more."""
-    return np.asarray(cache.status[:, : run.extract.views.count] == Status.VALID)
+    """Which rows of that part can be trained on, (samples, views)."""
+    return np.asarray(used_statuses(run, cache) == Status.VALID)
 
 
 def teacher_fields(samples: Samples, method: Method) -> list[str]:

@@ -19,6 +19,12 @@ def show(facts: dict[str, Any]) -> None:
     about.add_row("dataset", str(facts["dataset"]["name"]))
     for role, teacher in facts["teachers"].items():
         about.add_row(role, f"{teacher['model']}, weights {teacher['weights_sha256'][:12]}")
+        measured = facts["provenance"].get("accuracy", {}).get(role)
+        if measured:
+            videos = f"{measured['videos']} videos of {measured['split']}"
+            about.add_row(
+                "", f"top-1 {measured['top1']:.1%}, top-5 {measured['top5']:.1%}, {videos}"
+            )
     splits = ", ".join(f"{count} {split}" for split, count in facts["samples_by_split"].items())
     about.add_row("samples", f"{facts['samples']} ({splits}) × {facts['views']} views")
     about.add_row("coverage", f"{facts['coverage']:.1%}, {rows['valid']} valid rows")

@@ -109,6 +109,7 @@ def _train_teacher(
 
     steps = steps_in_epoch(len(pool), recipe.batch_size)
     path = Path(teacher.weights)
+    unfinished = path.with_name(f"{path.stem}.partial.safetensors")  # the old ones stand till then
     with meter(f"training {role}", total=recipe.epochs * steps, unit="steps") as counter:
         for log in train(
             model=model,
@@ -120,4 +121,5 @@ def _train_teacher(
             on_step=counter.advance,
         ):
             console.print(f"{role} epoch {log.epoch}: {json.dumps(log.record)}")
-            save_weights(model, path, {"epoch": log.epoch + 1, "seed": run.teach.seed})
+            save_weights(model, unfinished, {"epoch": log.epoch + 1, "seed": run.teach.seed})
+    unfinished.replace(path)

@@ -160,6 +160,24 @@ def test_missing_views_are_refused_with_the_command_that_makes_them(mini: Run) -
         check_cache(other, open_cache(other.cache_path))
 
 
+def test_a_part_of_the_cache_trains(mini: Run) -> None:
+    """The first samples of the first views; the rest need not be there."""
+    commits = mini.cache_path / "commits"
+    (commits / "2.json").unlink()  # samples 10 to 13
+    with pytest.raises(CacheError, match=r"distill\.views and distill\.fraction choose less"):
+        check_cache(mini, open_cache(mini.cache_path))
+    part = write_config(
+        Path.cwd(), ("temperature: 2.0", "temperature: 2.0\n  fraction: 0.7\n  views: 1")
+    )
+    check_cache(part, open_cache(part.cache_path))
+    cache = open_cache(part.cache_path)
+    first = cache.samples["sample_id"].to_pylist()[:10]
+    clips = cache.read(range(10), [0] * 10)[f"clip/{part.distill.student}"]
+    for batch in feed(part):
+        for name, clip in zip(batch.names, batch.clips.numpy(), strict=True):
+            np.testing.assert_array_equal(clip, clips[first.index(name)])
+
+
 @pytest.mark.slow
 def test_both_students_side_by_side(mini: Run) -> None:
     stage.distill(mini, cache_path=mini.cache_path, device=torch.device("cpu"), workers=0)
