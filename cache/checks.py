@@ -42,7 +42,7 @@ def check_arrays(
                 f"expected {field.dtype} of {shape}"
             )
     status = arrays[STATUS_FIELD.name]
-    if not np.isin(status, list(Status)[1:]).all():
+    if not are_statuses(status):
         raise CacheError(f"chunk {chunk}: statuses are {np.unique(status).tolist()}, not 1 … 3")
     for name, field in layout.fields.items():
         wrong = wrong_rows(field, arrays[name], status)
@@ -53,6 +53,11 @@ def check_arrays(
                 f"number {view} of those given, {broken_promise(status[row, view])}"
             )
         _check_range(layout, chunk, field, arrays[name], status)
+
+
+def are_statuses(status: NDArray[np.uint8]) -> bool:
+    """Whether every row has become something: numbers of `Status`, and none is missing."""
+    return bool(np.isin(status, list(Status)[1:]).all())
 
 
 def is_empty(values: NDArray[Any], empty: float) -> NDArray[np.bool_]:

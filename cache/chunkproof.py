@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.checks import broken_promise, is_empty, wrong_rows
-from cache.commits import Commit, Commits, count_statuses
+from cache.checks import are_statuses, broken_promise, is_empty, wrong_rows
+from cache.commits import Commit, Commits, commit_file, count_statuses
 from cache.findings import Finding, Kind, find
-from cache.layout import COMMITS, Layout, chunk_key, read_file, stored_fill
+from cache.layout import Layout, chunk_key, read_file, stored_fill
 from cache.schema import STATUS_FIELD, CacheError, Field, Status
 
 
@@ -70,7 +70,7 @@ class ChunkProof:
         total = {status.label: sum(count[status.label] for count in read) for status in Status}
         if views and len(read) == len(views) and commit.statuses != total:
             what = f"counts the statuses {commit.statuses}; its chunk holds {total}"
-            name = f"{COMMITS}/{commit.path.name}"
+            name = commit_file(commit.path)
             yield find(self._layout.path, Kind.COMMIT, name, what, chunk=commit.chunk)
 
     def _read(self, field: Field, chunk: int, view: int) -> NDArray[Any]:
@@ -106,6 +106,6 @@ class ChunkProof:
 
 
 def _checked_statuses(status: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if not np.isin(status, list(Status)[1:]).all():
+    if not are_statuses(status):
         raise CacheError(f"holds the statuses {np.unique(status).tolist()}, not 1 … 3")
     return status

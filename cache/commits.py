@@ -192,6 +192,16 @@ def commit_paths(layout: Layout) -> list[Path]:
     return [path for *_, path in sorted(found)]
 
 
+def commit_file(path: Path) -> str:
+    """The path of a commit inside its cache, as `commits/3.1.json`."""
+    return f"{COMMITS}/{path.name}"
+
+
+def commit_chunk(path: Path) -> int:
+    """The chunk that a commit's name tells."""
+    return int(path.name.partition(".")[0])
+
+
 def is_commit(file: str) -> bool:
     """Whether a path inside the cache is that of a commit."""
     folder, _, name = file.rpartition("/")
@@ -216,7 +226,7 @@ def count_statuses(statuses: NDArray[np.uint8]) -> dict[str, int]:
 
 def _parse(layout: Layout, path: Path, document: dict[str, Any]) -> Commit:
     chunk, views, files = document["chunk"], document["views"], document["files"]
-    if path.name.split(".")[0] != str(chunk) or not 0 <= chunk < layout.num_chunks:
+    if commit_chunk(path) != chunk or not 0 <= chunk < layout.num_chunks:
         raise CacheError(f"{path} commits chunk {chunk}; the cache has {layout.num_chunks}")
     samples = layout.sample_range(chunk)
     if document["samples"] != [samples.start, samples.stop]:

@@ -14,11 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.codecs import BLOSC_HEADER_BYTES
-from cache.schema import (
-    CacheError,
-    DamagedError,
-    Field,
-)
+from cache.schema import CacheError, DamagedError, Field
 
 METADATA = "zarr.json"
 SAMPLES = "samples.parquet"

@@ -120,6 +120,8 @@ def read_array_shape(path: Path, *, one_chunk: bool) -> tuple[list[int], list[in
 def _read_root(folder: Path) -> dict[str, Any]:
     """Read what the root group's attributes say of us."""
     if not own_path(folder, METADATA).is_file():
+        if folder.is_file():
+            raise CacheError(f"{folder} is a file; a cache is a folder")
         what = "is no cache" if folder.exists() else "does not exist"
         raise CacheError(f"{folder} {what}; `dualkd-cache extract --out {folder}` makes one")
     attributes = _read_json(folder / METADATA).get("attributes")

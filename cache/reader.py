@@ -132,6 +132,12 @@ class TeacherCache:
         return self._layout.identity
 
     @property
+    def dataset(self) -> str:
+        """The dataset's name, as far as the identity tells it."""
+        dataset = self.identity.get("dataset")
+        return str(dataset.get("name") if isinstance(dataset, dict) else dataset)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What else is known about their making."""
         return self._layout.provenance
@@ -326,10 +332,8 @@ class TeacherCache:
 
     def _absent(self, name: str, sample: int, view: int) -> RowError:
         sample_id = self.samples["sample_id"][sample].as_py()
-        dataset = self.identity.get("dataset")
-        dataset = dataset.get("name") if isinstance(dataset, dict) else dataset
         return RowError(
             f"{self.place} does not hold sample {sample_id!r} (number {sample}), view {view}, "
-            f"field {name!r}: nobody has made it yet. `dualkd-cache extract --dataset {dataset} "
-            f"--out {self.place} --views {max(view + 1, self.num_views)}` makes it"
+            f"field {name!r}: nobody has made it yet. `dualkd-cache extract --dataset "
+            f"{self.dataset} --out {self.place} --views {max(view + 1, self.num_views)}` makes it"
         )

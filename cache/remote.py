@@ -9,7 +9,7 @@ import fsspec
 from cache.layout import COMMITS, METADATA, PROJECTION, SAMPLES
 from cache.schema import CacheError
 
-_MAX_METADATA_BYTES = 2**30
+_MAX_BYTES_OF_ALL = 2**30
 
 
 def fetch(url: str, key: str, limit: int) -> bytes:
@@ -48,8 +48,8 @@ def copy_metadata(url: str, folder: Path) -> None:
     if f"{root}/{METADATA}" not in wanted:
         raise CacheError(f"{url} is no cache: there is no {METADATA}")
     total = sum(size for _, size in wanted.values())
-    if total > _MAX_METADATA_BYTES:
-        raise CacheError(f"{url} has {total} bytes of metadata; {_MAX_METADATA_BYTES} are read")
+    if total > _MAX_BYTES_OF_ALL:
+        raise CacheError(f"{url} has {total} bytes of metadata; {_MAX_BYTES_OF_ALL} are read")
     for path, content in files.cat(list(wanted)).items():
         target, _ = wanted[path]
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.commits import commit_paths, read_commit
+from cache.commits import commit_chunk, commit_file, commit_paths, read_commit
 from cache.findings import Finding, Kind
 from cache.layout import COMMITS, Layout, sync
 from cache.lock import CacheLock
@@ -81,7 +81,7 @@ def repair_cache(
         layout = read_layout(folder)
         retried = _commits_with_failures(layout, damage) if failed else []
         for path in retried:
-            damage.setdefault(int(path.name.partition(".")[0]), [])
+            damage.setdefault(commit_chunk(path), [])
         removed = _remove_commits(layout, damage, retried)
         writer = CacheWriter(folder, lock)  # it sweeps the chunk files that no commit names now
         pending = {work.chunk: work.views for work in writer.pending()}
@@ -102,7 +102,7 @@ def repair_cache(
 
 def _commits_with_failures(layout: Layout, damage: dict[int, list[Finding]]) -> list[Path]:
     damaged = {find.file for finds in damage.values() for find in finds}
-    paths = [path for path in commit_paths(layout) if f"{COMMITS}/{path.name}" not in damaged]
+    paths = [path for path in commit_paths(layout) if commit_file(path) not in damaged]
     return [path for path in paths if read_commit(layout, path).failures]
 
 
@@ -116,7 +116,7 @@ def _remove_commits(
     """
     removed: dict[int, list[str]] = {chunk: [] for chunk in damage}
     for path in commit_paths(layout):
-        file, chunk = f"{COMMITS}/{path.name}", int(path.name.partition(".")[0])
+        file, chunk = commit_file(path), commit_chunk(path)
         finds = damage.get(chunk, [])
         views = {find.view for find in finds if find.view is not None}
         spoilt = path in retried or any(find.file == file for find in finds)

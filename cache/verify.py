@@ -15,6 +15,8 @@ from cache.chunkproof import ChunkProof
 from cache.commits import (
     Commit,
     Commits,
+    commit_chunk,
+    commit_file,
     commit_paths,
     free_name,
     gather,
@@ -170,7 +172,7 @@ def _read_commits(layout: Layout, files: Mapping[str, int]) -> tuple[list[Commit
     findings = []
     named: dict[tuple[int, str, int], str] = {}
     for path in _commit_files(layout, files):
-        file, chunk = f"{COMMITS}/{path.name}", int(path.name.partition(".")[0])
+        file, chunk = commit_file(path), commit_chunk(path)
         try:
             commit = read_commit(layout, path)
         except CacheError as error:
@@ -214,7 +216,7 @@ def _check_others(
             findings.append(find(layout.path, Kind.STRANGER, file, "belongs to nothing"))
     # Their commit is damaged, which was found already, or was published since we read the others.
     read = {commit.path for commit in commits}
-    unread = {int(path.name.partition(".")[0]) for path in commit_paths(layout) if path not in read}
+    unread = {commit_chunk(path) for path in commit_paths(layout) if path not in read}
     for chunk, keys in lone.items():
         if chunk in unread:
             continue
@@ -243,7 +245,7 @@ def _chunk_place(layout: Layout, key: str) -> tuple[Field, int, int] | None:
 
 def _commit_files(layout: Layout, files: Mapping[str, int]) -> list[Path]:
     """The commits that are plain files."""
-    return [path for path in commit_paths(layout) if f"{COMMITS}/{path.name}" in files]
+    return [path for path in commit_paths(layout) if commit_file(path) in files]
 
 
 def _packages(commits: Iterable[Commit]) -> dict[str, list[str]]:

@@ -214,6 +214,11 @@ class Run(_Section):
     evaluate: Evaluate
 
     @property
+    def distill_views(self) -> int:
+        """How many views of each sample `distill` trains on, the first ones."""
+        return self.distill.views or self.extract.views.count
+
+    @property
     def outputs(self) -> Path:
         """Where the stages write."""
         return Path("outputs") / self.dataset

@@ -13,7 +13,7 @@ from pipeline.clips import Read
 from pipeline.models import Features
 from pipeline.projection import Projection
 from pipeline.samples import Samples
-from stages.feed import clip_field
+from stages.fields import clip_field
 from stages.rows import stored_values
 from stages.teachers import Teachers
 

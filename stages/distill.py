@@ -28,7 +28,8 @@ from pipeline.processes import exit_with_parent
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import LABELS_ONLY, EpochLog, Method, steps_in_epoch, train
 from pipeline.weights import load_weights, save_weights, weights_digest
-from stages.feed import Feed, clip_field, used_statuses, valid_rows
+from stages.feed import Feed, used_statuses, valid_rows
+from stages.fields import clip_field
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
 from stages.teachers import identity_for, load_teachers
@@ -116,7 +117,7 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
     samples = samples_from_table(cache.samples, str(cache.path))
     teachers = load_teachers(run, samples, torch.device("cpu"))
     cache.check_identity(identity_for(run, samples, teachers, cache))
-    views = run.distill.views or run.extract.views.count
+    views = run.distill_views
     used = used_statuses(run, cache)
     if cache.num_views < views or (used == Status.MISSING).any():
         raise CacheError(

@@ -16,18 +16,7 @@ from pipeline.config import Run
 from pipeline.models import model_entry
 from pipeline.samples import Samples
 from pipeline.training import Batch, Method, TeacherRows, epoch_batches, steps_in_epoch
-
-_CLIPS = "clip/"
-
-
-def clip_field(student: str) -> str:
-    """The cache's field of a student's stored clips."""
-    return _CLIPS + student
-
-
-def stored_students(cache: TeacherCache) -> list[str]:
-    """The students whose clips a cache stores."""
-    return [name.removeprefix(_CLIPS) for name in cache.fields if name.startswith(_CLIPS)]
+from stages.fields import clip_field
 
 
 def used_statuses(run: Run, cache: TeacherCache) -> NDArray[np.uint8]:
@@ -36,7 +25,7 @@ def used_statuses(run: Run, cache: TeacherCache) -> NDArray[np.uint8]:
     Samples stand in a shuffled order, so the first ones are an unbiased part of the dataset.
     """
     samples = math.ceil(run.distill.fraction * cache.num_samples)
-    return cache.status[:samples, : run.distill.views or run.extract.views.count]
+    return cache.status[:samples, : run.distill_views]
 
 
 def valid_rows(run: Run, cache: TeacherCache) -> NDArray[np.bool_]:

@@ -6,13 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cache import Field, codec_from_json
+from cache import Field, TeacherCache, codec_from_json
 from pipeline.config import ConfigError, Run
 from pipeline.models import model_entry
 from pipeline.samples import Samples
-from stages.feed import clip_field
 from stages.progress import console
 from stages.teachers import Teachers
+
+_CLIPS = "clip/"
+
+
+def clip_field(student: str) -> str:
+    """The cache's field of a student's stored clips."""
+    return _CLIPS + student
+
+
+def stored_students(cache: TeacherCache) -> list[str]:
+    """The students whose clips a cache stores."""
+    return [name.removeprefix(_CLIPS) for name in cache.fields if name.startswith(_CLIPS)]
 
 
 def cache_fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:

@@ -11,20 +11,20 @@ from rich.table import Table
 
 def show(facts: dict[str, Any]) -> None:
     """Print what `cache.describe` says, for people."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     rows, failures = facts["rows"], facts["failures"]
     about = Table.grid(padding=(0, 2))
     about.add_row("cache", facts["path"])
     about.add_row("fingerprint", facts["fingerprint"])
-    about.add_row("dataset", str(facts["dataset"]["name"]))
-    for role, teacher in facts["teachers"].items():
-        about.add_row(role, f"{teacher['model']}, weights {teacher['weights_sha256'][:12]}")
-        measured = facts["provenance"].get("accuracy", {}).get(role)
-        if measured:
-            videos = f"{measured['videos']} videos of {measured['split']}"
-            about.add_row(
-                "", f"top-1 {measured['top1']:.1%}, top-5 {measured['top5']:.1%}, {videos}"
-            )
+    about.add_row("dataset", str(_inside(facts["dataset"], "name")))
+    for role, teacher in _mapping(facts["teachers"]).items():
+        weights = str(_inside(teacher, "weights_sha256"))[:12]
+        about.add_row(role, f"{_inside(teacher, 'model')}, weights {weights}")
+        accuracy = _inside(_inside(facts["provenance"], "accuracy"), role)
+        top1, top5 = (_inside(accuracy, name) for name in ("top1", "top5"))
+        if isinstance(top1, float) and isinstance(top5, float):
+            videos = f"{_inside(accuracy, 'videos')} videos of {_inside(accuracy, 'split')}"
+            about.add_row("", f"top-1 {top1:.1%}, top-5 {top5:.1%}, {videos}")
     splits = ", ".join(f"{count} {split}" for split, count in facts["samples_by_split"].items())
     about.add_row("samples", f"{facts['samples']} ({splits}) × {facts['views']} views")
     about.add_row("coverage", f"{facts['coverage']:.1%}, {rows['valid']} valid rows")
@@ -52,3 +52,12 @@ def show(facts: dict[str, Any]) -> None:
     console.print(fields)
     for sample, reason in facts["errors"].items():
         console.print(f"failed: {sample}: {reason}")
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """What should be a mapping; a cache from elsewhere may hold anything there."""
+    return value if isinstance(value, dict) else {}
+
+
+def _inside(value: object, key: str) -> Any:
+    return _mapping(value).get(key, "unknown")

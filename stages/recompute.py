@@ -20,7 +20,7 @@ from pipeline.clips import Read, Request, in_batches, iterate
 from pipeline.config import Run
 from pipeline.projection import Projection
 from pipeline.samples import Samples, read_samples, samples_from_table
-from stages.feed import clip_field, stored_students
+from stages.fields import clip_field, stored_students
 from stages.progress import track
 from stages.recorded import environment, recorded_samples_now, sample_differences
 from stages.rows import clip_dataset, drawn_views, stored_projection, stored_values

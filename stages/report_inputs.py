@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cache import describe, is_cache
+from cache import describe, identity_differences, is_cache
 from pipeline.config import Run
 from pipeline.samples import Samples, read_samples
 
@@ -186,13 +186,11 @@ def check_same_run(inputs: Inputs) -> None:
             f"`dualkd distill --dataset {dataset}` trains it anew, --cache names another cache"
         )
     wanted = inputs.run.distill.model_dump(mode="json")
-    for name, value in wanted.items():
-        if inputs.distill["config"].get(name) != value:
-            raise ReportError(
-                f"distill.{name} is {value}, but the student was trained with "
-                f"{inputs.distill['config'].get(name)}; "
-                f"`dualkd distill --dataset {dataset}` trains it anew"
-            )
+    for name, trained, now in identity_differences(inputs.distill["config"], wanted):
+        raise ReportError(
+            f"distill.{name} is {now}, but the student was trained with {trained}; "
+            f"`dualkd distill --dataset {dataset}` trains it anew"
+        )
     for variant, trained in inputs.distill["weights_sha256"].items():
         scored = inputs.metrics[variant]["weights_sha256"]
         if scored != trained:

@@ -79,5 +79,6 @@ def identity_for(
 
     Its projection was fitted when it was made: the digest is the cache's own.
     """
-    sha256 = cache.identity.get("projection", {}).get("sha256", "")
-    return build_identity(run, samples, teachers.vit, teachers.cnn, sha256)
+    projection = cache.identity.get("projection")
+    sha256 = projection.get("sha256") if isinstance(projection, dict) else None
+    return build_identity(run, samples, teachers.vit, teachers.cnn, str(sha256))

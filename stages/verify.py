@@ -115,10 +115,9 @@ def repair(path: Path, *, failed: bool = False) -> bool:
     if any(finding.kind == Kind.METADATA for finding in repaired.beyond):
         _console.print("nothing was dropped: chunks are not judged by damaged metadata")
     elif repaired.dropped:
-        dataset = open_cache(path).identity.get("dataset")
-        name = dataset.get("name") if isinstance(dataset, dict) else dataset
         _console.print(
-            f"`dualkd-cache extract --dataset {name} --out {path}` makes the dropped rows again"
+            f"`dualkd-cache extract --dataset {open_cache(path).dataset} --out {path}` makes the "
+            "dropped rows again"
         )
     elif not repaired.beyond:
         _console.print(f"{path} is sound: there was nothing to repair")
