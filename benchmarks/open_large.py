@@ -87,7 +87,9 @@ def make_sparse(path: Path, *, samples: int, views: int) -> None:
                         file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
                     checksums[key] = (size + CHECKSUM_BYTES, checksum)
             statuses = np.ones((len(layout.sample_range(chunk)), views), np.uint8)
-            publish(layout, chunk, range(views), checksums, statuses=statuses, failures={})
+            publish(
+                layout, chunk, range(views), checksums, statuses={"status": statuses}, failures={}
+            )
 
 
 def opening(path: Path, body: str) -> list[float]:

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.layout import Layout
-from cache.schema import STATUS_FIELD, VIEWS_FIELD, CacheError, Field, Status
+from cache.schema import VIEWS_FIELD, CacheError, Field, Status, status_name
+
+
+def check_fields(
+    layout: Layout, chunk: int, given: Collection[str], pending: Collection[str]
+) -> None:
+    """Check that a chunk's fields come as they must: with a status all that go by it.
+
+    Args:
+        layout: the cache.
+        chunk: index along the sample axis.
+        given: the fields to be written.
+        pending: those that the chunk does not hold in any of the views to be written.
+
+    Raises:
+        CacheError: a field is missing or unknown.
+    """
+    names = layout.fields
+    absent = {name for name in pending if status_name(name, names) in given} - set(given)
+    absent |= {status_name(name, names) for name in given} & set(pending) - set(given)
+    unknown = set(given) - names.keys()
+    if not given:
+        absent = set(pending)
+    if absent or unknown:
+        raise CacheError(
+            f"chunk {chunk}: fields missing: {', '.join(sorted(absent)) or 'none'}; "
+            f"unknown: {', '.join(sorted(unknown)) or 'none'}"
+        )
 
 
 def check_arrays(
-    layout: Layout, chunk: int, arrays: Mapping[str, NDArray[Any]], views: int
+    layout: Layout,
+    chunk: int,
+    arrays: Mapping[str, NDArray[Any]],
+    views: int,
+    standing: Mapping[str, NDArray[np.uint8]],
 ) -> None:
     """Check the arrays of one chunk before a byte of them is written.
 
@@ -23,28 +54,26 @@ def check_arrays(
         chunk: index along the sample axis.
         arrays: field → (samples of the chunk, views, ...).
         views: how many views they hold.
+        standing: the statuses, by name, that the arrays go by and that are written already.
 
     Raises:
-        CacheError: a field is missing or unknown, has another shape or dtype, or holds values
-            that its rows' status forbids.
+        CacheError: a field has another shape or dtype, or holds values that its rows' status
+            forbids.
     """
-    absent, unknown = layout.fields.keys() - arrays.keys(), arrays.keys() - layout.fields.keys()
-    if absent or unknown:
-        raise CacheError(
-            f"chunk {chunk}: fields missing: {', '.join(sorted(absent)) or 'none'}; "
-            f"unknown: {', '.join(sorted(unknown)) or 'none'}"
-        )
-    for name, field in layout.fields.items():
+    given = {name: field for name, field in layout.fields.items() if name in arrays}
+    for name, field in given.items():
         array, shape = arrays[name], (len(layout.sample_range(chunk)), views, *field.shape)
         if array.shape != shape or array.dtype != np.dtype(field.dtype):
             raise CacheError(
                 f"chunk {chunk}: field {name!r} is {array.dtype} of shape {array.shape}, "
                 f"expected {field.dtype} of {shape}"
             )
-    status = arrays[STATUS_FIELD.name]
-    if not are_statuses(status):
-        raise CacheError(f"chunk {chunk}: statuses are {np.unique(status).tolist()}, not 1 … 3")
-    for name, field in layout.fields.items():
+    statuses = {name: arrays[name] for name, field in given.items() if field.is_status}
+    for status in statuses.values():
+        if not are_statuses(status):
+            raise CacheError(f"chunk {chunk}: statuses are {np.unique(status).tolist()}, not 1 … 3")
+    for name, field in given.items():
+        status = (statuses | dict(standing))[status_name(name, layout.fields)]
         wrong = wrong_rows(field, arrays[name], status)
         if wrong.any():
             row, view = np.argwhere(wrong)[0].tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from cache.checks import are_statuses, broken_promise, is_empty, wrong_rows
 from cache.commits import Commit, Commits, commit_file, count_statuses
 from cache.findings import Finding, Kind, find
 from cache.layout import Layout, chunk_key, read_file, stored_fill
-from cache.schema import STATUS_FIELD, CacheError, Field, Status
+from cache.schema import STATUS_FIELD, CacheError, Field, Status, status_name
 
 
 class ChunkProof:
@@ -33,29 +33,29 @@ class ChunkProof:
         self._layout = layout
         self._commits = commits
         self._files = files
-        self._counts: dict[tuple[int, int], dict[str, int]] = {}
+        self._counts: dict[tuple[str, int, int], dict[str, int]] = {}
 
     @property
     def rows(self) -> dict[str, int]:
         """Number of rows by status in the chunks that were checked and could be read."""
-        return {
-            status.label: sum(counts[status.label] for counts in self._counts.values())
-            for status in Status
-        }
+        return _total(of for (name, *_), of in self._counts.items() if name == STATUS_FIELD.name)
 
     def check(self, chunk: int, view: int) -> Iterator[Finding]:
         """Read one view of a chunk, file by file, and yield what is wrong."""
         rows = len(self._layout.sample_range(chunk))
-        status = None
+        fields = self._layout.fields
+        statuses: dict[str, NDArray[np.uint8]] = {}
         # The statuses first: they say what the values of the other files must be.
-        for field in sorted(self._layout.fields.values(), key=lambda f: f != STATUS_FIELD):
+        for field in sorted(fields.values(), key=lambda field: not field.is_status):
             if not self._commits.present[field.name][chunk, view]:
                 continue
             try:
                 values = self._read(field, chunk, view)
-                if field == STATUS_FIELD:
-                    status = _checked_statuses(values[:rows])
-                    self._counts[chunk, view] = count_statuses(status)
+                if field.is_status:
+                    statuses[field.name] = _checked_statuses(values[:rows])
+                    counts = count_statuses(statuses[field.name])
+                    self._counts[field.name, chunk, view] = counts
+                status = statuses.get(status_name(field.name, fields))
                 self._check_values(field, chunk, values, status)
             except (CacheError, OSError) as error:
                 key = chunk_key(field, chunk, view)
@@ -64,14 +64,17 @@ class ChunkProof:
 
     def check_counts(self, commit: Commit) -> Iterator[Finding]:
         """Hold the counts of a commit against the statuses of its chunk; after `check`."""
-        views = sorted(view for name, view in commit.checksums if name == STATUS_FIELD.name)
-        counts = [self._counts.get((commit.chunk, view)) for view in views]
-        read = [of_view for of_view in counts if of_view is not None]
-        total = {status.label: sum(count[status.label] for count in read) for status in Status}
-        if views and len(read) == len(views) and commit.statuses != total:
-            what = f"counts the statuses {commit.statuses}; its chunk holds {total}"
-            name = commit_file(commit.path)
-            yield find(self._layout.path, Kind.COMMIT, name, what, chunk=commit.chunk)
+        held: dict[str, list[dict[str, int] | None]] = {}
+        for name, view in sorted(commit.checksums):
+            if self._layout.fields[name].is_status:
+                held.setdefault(name, []).append(self._counts.get((name, commit.chunk, view)))
+        for name in sorted(held.keys() | commit.statuses.keys()):
+            read = [counts for counts in held.get(name, []) if counts is not None]
+            told, total = commit.statuses.get(name), _total(read)
+            if len(read) == len(held.get(name, [])) and told != total:
+                what = f"counts the statuses {told} in {name}; its chunk holds {total}"
+                file = commit_file(commit.path)
+                yield find(self._layout.path, Kind.COMMIT, file, what, chunk=commit.chunk)
 
     def _read(self, field: Field, chunk: int, view: int) -> NDArray[Any]:
         """Read and decode a whole chunk file, padding and all; (samples in a chunk, ...)."""
@@ -103,6 +106,11 @@ class ChunkProof:
                 f"holds {int(wrong.sum())} rows that break their status's word; that of sample "
                 f"{samples[row]} {broken_promise(status[row], empty)}"
             )
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    every = list(counts)
+    return {status.label: sum(of[status.label] for of in every) for status in Status}
 
 
 def _checked_statuses(status: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.layout import COMMITS, Layout, chunk_key, own_path, repair_hint
-from cache.schema import STATUS_FIELD, CacheError, DamagedError, Status
+from cache.schema import CacheError, DamagedError, Status
 from cache.sealed import read_sealed, write_sealed
 
 _CRC32C = re.compile(r"[0-9a-f]{8}")
@@ -40,7 +40,7 @@ class Commit:
         chunk: index along the sample axis.
         checksums: (field, view) → crc32c of the chunk file's data.
         sizes: (field, view) → bytes of the chunk file.
-        statuses: number of its rows by status.
+        statuses: array of statuses → number of its rows by status.
         failures: sample id → why its rows are not valid.
         packages: versions of what made the rows.
     """
@@ -49,7 +49,7 @@ class Commit:
     chunk: int
     checksums: dict[tuple[str, int], int]
     sizes: dict[tuple[str, int], int]
-    statuses: dict[str, int]
+    statuses: dict[str, dict[str, int]]
     failures: dict[str, str]
     packages: dict[str, str]
 
@@ -75,15 +75,10 @@ class Commits:
     sizes: dict[str, NDArray[np.int64]]
     failures: dict[str, str]
 
-    @property
-    def rows(self) -> NDArray[np.bool_]:
-        """Which chunks hold rows at all; (chunks, views) bool."""
-        return self.present[STATUS_FIELD.name]
-
-    def coverage(self, layout: Layout) -> float:
-        """The part of the rows that is committed, whatever their status; in [0, 1]."""
-        sizes = [len(layout.sample_range(chunk)) for chunk in range(layout.num_chunks)]
-        present = self.rows.sum(axis=1) @ np.asarray(sizes)
+    def coverage(self, layout: Layout, fields: Collection[str]) -> float:
+        """The part of the rows of which all these fields are committed; in [0, 1]."""
+        rows = np.all([self.present[name] for name in fields], axis=0).sum(axis=1)
+        present = rows @ np.diff(layout.chunk_starts)
         return float(present) / (layout.num_samples * layout.num_views)
 
 
@@ -93,7 +88,7 @@ def publish(
     views: Sequence[int],
     checksums: Mapping[str, tuple[int, int]],
     *,
-    statuses: NDArray[np.uint8],
+    statuses: Mapping[str, NDArray[np.uint8]],
     failures: Mapping[str, str],
 ) -> None:
     """Say that some chunk files are complete. Comes last: after their bytes are on the disk.
@@ -103,7 +98,7 @@ def publish(
         chunk: index along the sample axis.
         views: the views whose files were written.
         checksums: chunk key → bytes of the file, crc32c of its data.
-        statuses: the statuses of all rows in these files.
+        statuses: name → values of the arrays of statuses among them.
         failures: sample id → why its rows are not valid.
     """
     samples = layout.sample_range(chunk)
@@ -111,7 +106,7 @@ def publish(
         "chunk": chunk,
         "views": list(views),
         "samples": [samples.start, samples.stop],
-        "statuses": count_statuses(statuses),
+        "statuses": {name: count_statuses(values) for name, values in statuses.items()},
         "failures": dict(failures),
         "files": {
             key: {"bytes": size, "crc32c": f"{checksum:08x}"}
@@ -258,7 +253,7 @@ def _parse(layout: Layout, path: Path, document: dict[str, Any]) -> Commit:
         chunk=chunk,
         checksums=checksums,
         sizes=sizes,
-        statuses=dict(document["statuses"]),
+        statuses={str(name): dict(counts) for name, counts in document["statuses"].items()},
         failures={str(name): str(why) for name, why in document["failures"].items()},
         packages={str(name): str(version) for name, version in document["packages"].items()},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ from cache.metadata import ATTRIBUTE, is_cache, read_layout
 from cache.schema import (
     FORMAT_VERSION,
     OWN_FIELDS,
-    STATUS_FIELD,
     VIEW_COLUMNS,
     VIEWS_FIELD,
     CacheError,
@@ -35,14 +35,12 @@ from cache.schema import (
     fingerprint,
 )
 
-_ARRAY_ATTRIBUTES: dict[str, dict[str, Any]] = {
-    STATUS_FIELD.name: {
-        # As the CF conventions spell it: xarray's users know these two.
-        "flag_values": [int(status) for status in Status],
-        "flag_meanings": " ".join(status.label for status in Status),
-    },
-    VIEWS_FIELD.name: {"columns": list(VIEW_COLUMNS)},
+_STATUS_ATTRIBUTES: dict[str, Any] = {
+    # As the CF conventions spell it: xarray's users know these two.
+    "flag_values": [int(status) for status in Status],
+    "flag_meanings": " ".join(status.label for status in Status),
 }
+_ARRAY_ATTRIBUTES: dict[str, dict[str, Any]] = {VIEWS_FIELD.name: {"columns": list(VIEW_COLUMNS)}}
 
 
 def make_cache(
@@ -69,13 +67,13 @@ def make_cache(
         root = zarr.create_group(
             workplace,
             zarr_format=3,
-            attributes={ATTRIBUTE: _root_attributes(identity, provenance, every)},
+            attributes={ATTRIBUTE: _root_attributes(identity, provenance, every, len(samples))},
         )
         with quiet_zarr():
             for field in every:
-                _create_field(root, field, len(samples), views, chunk_samples)
+                create_field(root, field, len(samples), views, chunk_samples)
         _write_projection(root.create_group(PROJECTION), projection)
-        pq.write_table(samples, workplace / SAMPLES, write_page_checksum=True)
+        (workplace / SAMPLES).write_bytes(encode_samples(samples))
         (workplace / COMMITS).mkdir()
         read_layout(workplace)
         create_manifest(workplace)
@@ -110,8 +108,7 @@ def _check_arguments(
     for name, number in (("views", views), ("chunk_samples", chunk_samples)):
         if number < 1:
             raise CacheError(f"{name} is {number}, expected at least 1")
-    _check_names(fields)
-    _check_dimensions(fields)
+    check_fields(fields)
     for name, array in projection.items():
         check_field_name(name)
         if "/" in name or array.dtype != np.float32 or 0 in array.shape:
@@ -119,6 +116,16 @@ def _check_arguments(
                 f"projection {name!r} is {array.dtype} of shape {array.shape}, expected float32 "
                 "with at least one value, and a name without '/'"
             )
+
+
+def check_fields(fields: Sequence[Field]) -> None:
+    """Check that fields can stand in one cache.
+
+    Raises:
+        CacheError: two have one name, one lies inside another, or xarray could not open them.
+    """
+    _check_names(fields)
+    _check_dimensions(fields)
 
 
 def _check_names(fields: Sequence[Field]) -> None:
@@ -183,7 +190,10 @@ def _sweep_unfinished(path: Path) -> None:
 
 
 def _root_attributes(
-    identity: Mapping[str, Any], provenance: Mapping[str, Any], fields: Sequence[Field]
+    identity: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    fields: Sequence[Field],
+    num_samples: int,
 ) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
@@ -191,14 +201,23 @@ def _root_attributes(
         "identity": dict(identity),
         "provenance": dict(provenance),
         "fields": [field.name for field in fields],
+        "parts": [num_samples],
     }
 
 
-def _create_field(
+def encode_samples(samples: pa.Table) -> bytes:
+    """The bytes of a samples table's file."""
+    sink = io.BytesIO()
+    pq.write_table(samples, sink, write_page_checksum=True)
+    return sink.getvalue()
+
+
+def create_field(
     root: zarr.Group, field: Field, num_samples: int, views: int, chunk_samples: int
 ) -> None:
+    """Make an empty array."""
     codec = field.codec
-    attributes = _ARRAY_ATTRIBUTES.get(field.name, {})
+    attributes = _STATUS_ATTRIBUTES if field.is_status else _ARRAY_ATTRIBUTES.get(field.name, {})
     root.create_array(
         field.name,
         shape=(num_samples, views, *field.shape),

@@ -15,16 +15,17 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         `path`, `format_version`, `fingerprint`; `dataset` and `teachers` as the identity has them;
-        `samples`, `samples_by_split`, `views`, `chunk_samples`; `fields` (name → dims, shape,
-        dtype, codec, row_bytes as read, bytes as stored); `row_bytes` and `bytes` of all fields;
-        `coverage` in [0, 1]; `rows` by status and `failures` by kind; `errors` (sample id →
-        reason); `identity`, `provenance`.
+        `added`, the teachers that came later; `samples`, `samples_by_split`, `parts` (numbers of
+        samples that came together), `views`, `chunk_samples`; `fields` (name → dims, shape, dtype,
+        codec, row_bytes as read, bytes as stored, coverage); `row_bytes` and `bytes` of all fields;
+        `coverage` in [0, 1], of rows with all fields; `rows` by status and `failures` by kind;
+        `errors` (sample id → reason); `identity`, `provenance`.
 
     Raises:
         CacheError: there is no cache, or it is damaged.
     """
     cache = open_cache(path)
-    stored = cache.bytes_by_field()
+    stored, coverage = cache.bytes_by_field(), cache.coverage_by_field()
     rows = count_statuses(cache.status)
     failures = (Status.UNREADABLE_VIDEO.label, Status.NON_FINITE_OUTPUT.label)
     return {
@@ -33,11 +34,13 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "fingerprint": cache.fingerprint,
         "dataset": cache.identity.get("dataset"),
         "teachers": cache.identity.get("teachers"),
+        "added": cache.added,
         "samples": cache.num_samples,
         "samples_by_split": {
             str(row["values"]): row["counts"]
             for row in cache.samples["split"].value_counts().to_pylist()
         },
+        "parts": list(cache.parts),
         "views": cache.num_views,
         "chunk_samples": cache.chunk_samples,
         "fields": {
@@ -48,6 +51,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "codec": None if field.codec is None else field.codec.to_json(),
                 "row_bytes": field.row_bytes,
                 "bytes": stored[name],
+                "coverage": coverage[name],
             }
             for name, field in cache.fields.items()
         },

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ class Layout:
         identity: what decides the values of the rows.
         provenance: what else is known about their making.
         fingerprint: of the identity, recomputed.
+        added: teachers that were added later → what decides the values of their fields.
         fields: name → field, in the cache's order.
-        num_samples: size of every array's sample axis.
+        parts: numbers of samples that came together: at first, and with each appending. Each part
+            begins at a chunk's boundary.
         num_views: size of the view axis of `status`.
         chunk_samples: samples in one chunk.
     """
@@ -45,20 +48,46 @@ class Layout:
     identity: dict[str, Any]
     provenance: dict[str, Any]
     fingerprint: str
+    added: dict[str, Any]
     fields: dict[str, Field]
-    num_samples: int
+    parts: tuple[int, ...]
     num_views: int
     chunk_samples: int
 
     @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return sum(self.parts)
+
+    @property
     def num_chunks(self) -> int:
         """Number of chunks along the sample axis."""
-        return -(-self.num_samples // self.chunk_samples)
+        return sum(-(-part // self.chunk_samples) for part in self.parts)
+
+    @property
+    def axis_samples(self) -> int:
+        """Size of the arrays' sample axis: that of the parts, all but the last in whole chunks."""
+        *_, last = self.parts
+        return self.num_chunks * self.chunk_samples - (-last % self.chunk_samples)
+
+    @cached_property
+    def chunk_starts(self) -> NDArray[np.int64]:
+        """The first sample of each chunk, and behind them the number of samples; (chunks + 1,)."""
+        ends = np.cumsum(self.parts)
+        starts = [
+            np.arange(end - part, end, self.chunk_samples)
+            for end, part in zip(ends, self.parts, strict=True)
+        ]
+        return np.concatenate([*starts, ends[-1:]])
 
     def sample_range(self, chunk: int) -> range:
-        """The samples of a chunk; the last chunk may have fewer."""
-        start = chunk * self.chunk_samples
-        return range(start, min(start + self.chunk_samples, self.num_samples))
+        """The samples of a chunk; the last chunk of a part may have fewer."""
+        return range(*self.chunk_starts[chunk : chunk + 2].tolist())
+
+    def places(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each sample its chunk, and its row in there."""
+        chunks = np.searchsorted(self.chunk_starts, samples, side="right") - 1
+        return chunks, samples - self.chunk_starts[chunks]
 
     def chunk_bytes(self, field: Field) -> int:
         """Bytes of one chunk's values: those of its file, but for a codec and the checksum."""
@@ -111,6 +140,11 @@ def own_path(folder: Path, name: str) -> Path:
                 "what it points to in its place (with DVC: cache.type reflink, hardlink or copy)"
             )
     return path
+
+
+def samples_file(part: int) -> str:
+    """The samples table of a part: `samples.parquet`, then `samples.1.parquet` and so on."""
+    return SAMPLES if part == 0 else SAMPLES.replace(".", f".{part}.")
 
 
 def written_folders(layout: Layout) -> set[Path]:

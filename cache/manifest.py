@@ -1,9 +1,11 @@
 """The manifest: the sha256 of every file of a cache that is neither a chunk file nor a commit.
 
-Those files (all `zarr.json`, the samples table, the projection) stand from the making on. When
-views are added, the arrays' `zarr.json` change, in this order: (1) the manifest lists the old and
-the new sha256 of each; (2) the files are replaced; (3) the manifest lists the new ones only. So an
-interruption leaves files that the manifest knows, and the next writer finishes step 3.
+Those files (all `zarr.json`, the samples tables, the projection) stand from the making on. When a
+cache grows, some `zarr.json` change and files may be added, in this order: (1) the manifest lists
+the old sha256 of each, or null where there was no file, and the new one; (2) the files are written;
+(3) the manifest lists the new ones only. Files are added in front of the root's `zarr.json`, which
+tells of them. So an interruption leaves files that the manifest knows, and the next writer settles
+it: it removes what was added and not told of, and finishes step 3.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from pathlib import Path
 
 from cache.layout import LOCK, MANIFEST, METADATA, SAMPLES, own_path, sync
 from cache.schema import CacheError, DamagedError
-from cache.sealed import read_sealed, write_by_rename, write_sealed
+from cache.sealed import read_sealed, temporary, write_by_rename, write_sealed
 
 # Names are opened, so they must not lead elsewhere.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
+# What a file may be: its sha256; while it is being written, the old one or None, and the new one.
+Digests = list[str | None]
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,11 +33,11 @@ def create_manifest(folder: Path) -> None:
     _publish(folder, {path.relative_to(folder).as_posix(): [_sha256(path)] for path in files})
 
 
-def read_manifest(folder: Path) -> dict[str, list[str]]:
+def read_manifest(folder: Path) -> dict[str, Digests]:
     """Read the manifest.
 
     Returns:
-        file → its sha256; two of them while the file is being replaced.
+        file → what it may be.
 
     Raises:
         CacheError: the manifest is missing, damaged, or none.
@@ -50,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def check_file(folder: Path, name: str, digests: list[str]) -> str | None:
+def check_file(folder: Path, name: str, digests: Digests) -> str | None:
     """What is wrong with a file of the manifest; None where its bytes are those recorded.
 
     Args:
@@ -61,16 +66,17 @@ def check_file(folder: Path, name: str, digests: list[str]) -> str | None:
     try:
         actual = _sha256(own_path(folder, name))
     except FileNotFoundError:
-        return "is missing"
+        return None if None in digests else "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if actual not in digests:
-        return f"is damaged: its sha256 is {actual}, recorded {' or '.join(digests)}"
+        recorded = " or ".join(digest for digest in digests if digest)
+        return f"is damaged: its sha256 is {actual}, recorded {recorded}"
     return None
 
 
 def settle_manifest(folder: Path) -> None:
-    """Finish a replacing that was interrupted; for the holder of the lock.
+    """Finish a growth that was interrupted, or undo it; for the holder of the lock.
 
     Raises:
         CacheError: the manifest or a file of it is damaged: nothing may be added to such a cache.
@@ -83,24 +89,46 @@ def settle_manifest(folder: Path) -> None:
         wrong = check_file(folder, name, digests)
         if wrong:
             raise DamagedError(f"{folder / name} {wrong}; {way_out(folder)}")
-    if any(len(digests) > 1 for digests in recorded.values()):
-        _publish(folder, {name: [_sha256(folder / name)] for name in recorded})
+    if all(len(digests) == 1 for digests in recorded.values()):
+        return
+    if _sha256(folder / METADATA) == recorded[METADATA][0]:
+        for name in [name for name, digests in recorded.items() if None in digests]:
+            _undo(folder, name)
+    standing = [name for name in recorded if (folder / name).exists()]
+    _publish(folder, {name: [_sha256(folder / name)] for name in standing})
 
 
-def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Replace files of the manifest, in the order given; for the holder of the lock.
+def _undo(folder: Path, name: str) -> None:
+    """Remove a file, and the folders that were made for it."""
+    for path in (folder / name, temporary(folder / name)):
+        path.unlink(missing_ok=True)
+    for parent in (folder / name).parents:
+        if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+            return
+        parent.rmdir()
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace and add files of the manifest, in the order given; for the holder of the lock.
 
     Args:
-        folder: the cache.
-        contents: path inside the cache → the new bytes.
+        folder: the cache, settled.
+        contents: path inside the cache → the new bytes; with new paths, `METADATA` last.
     """
     recorded = read_manifest(folder)
-    new = {name: [hashlib.sha256(content).hexdigest()] for name, content in contents.items()}
-    both = {name: sorted({*recorded[name], *digests}) for name, digests in new.items()}
+    new: dict[str, Digests] = {
+        name: [hashlib.sha256(content).hexdigest()] for name, content in contents.items()
+    }
+    both = {
+        name: digests if recorded.get(name) == digests else recorded.get(name, [None]) + digests
+        for name, digests in new.items()
+    }
     _publish(folder, recorded | both)
     for name, content in contents.items():
-        write_by_rename(folder / name, content)
-        sync([(folder / name).parent])
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_by_rename(path, content)
+        sync([folder, *(folder / parent for parent in Path(name).parents)])
     _publish(folder, recorded | new)
 
 
@@ -112,7 +140,7 @@ def way_out(folder: Path) -> str:
     )
 
 
-def _publish(folder: Path, files: Mapping[str, list[str]]) -> None:
+def _publish(folder: Path, files: Mapping[str, Digests]) -> None:
     write_sealed(folder / MANIFEST, {"files": dict(files)})
 
 
@@ -127,5 +155,10 @@ def _is_entry(entry: tuple[str, object]) -> bool:
         _NAME.fullmatch(name) is not None
         and isinstance(digests, list)
         and 1 <= len(digests) <= 2
-        and all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in digests)
+        and (digests[0] is not None or len(digests) == 2)
+        and all(map(_is_digest, digests[1:] if digests[0] is None else digests))
     )
+
+
+def _is_digest(digest: object) -> bool:
+    return isinstance(digest, str) and _SHA256.fullmatch(digest) is not None

@@ -50,6 +50,7 @@ def read_layout(path: str | os.PathLike[str]) -> Layout:
     folder = Path(path)
     root = _read_root(folder)
     identity, provenance, names = _root_values(folder, root)
+    added = _read_added(folder, root)
     shapes: dict[str, list[int]] = {}
     chunks: dict[str, int] = {}
     fields: dict[str, Field] = {}
@@ -58,18 +59,16 @@ def read_layout(path: str | os.PathLike[str]) -> Layout:
     for own in OWN_FIELDS:
         if fields.get(own.name) != own:
             _refuse(folder / own.name / METADATA, "field", fields.get(own.name), own)
-    lossy = lossy_codecs(fields.values())
-    if identity.get("codecs", {}) != lossy:
-        _refuse(folder / METADATA, "identity['codecs']", identity.get("codecs", {}), lossy)
-    num_samples, num_views = shapes[STATUS_FIELD.name][:2]
+    _check_codecs(folder, identity, added, fields)
     layout = Layout(
         path=folder,
         identity=identity,
         provenance=provenance,
         fingerprint=root["fingerprint"],
+        added=added,
         fields=fields,
-        num_samples=num_samples,
-        num_views=num_views,
+        parts=_read_parts(folder, root),
+        num_views=shapes[STATUS_FIELD.name][1],
         chunk_samples=chunks[STATUS_FIELD.name],
     )
     _check_sizes(layout, shapes, chunks)
@@ -154,6 +153,38 @@ def _root_values(
     return identity, provenance, names
 
 
+def _read_added(folder: Path, root: dict[str, Any]) -> dict[str, Any]:
+    """The teachers that were added later, each with what decides the values of its fields."""
+    added = root.get("added", {})
+    if not isinstance(added, dict) or not all(isinstance(one, dict) for one in added.values()):
+        _refuse(folder / METADATA, "added", added, "an object of objects")
+    return added
+
+
+def _read_parts(folder: Path, root: dict[str, Any]) -> tuple[int, ...]:
+    """The numbers of samples that came together, bounded before anything is made of them."""
+    parts = root.get("parts")
+    whole = isinstance(parts, list) and all(type(n) is int and 0 < n <= _MAX_ROWS for n in parts)
+    if not parts or not whole or len(parts) > _MAX_CHUNKS_PER_FIELD:
+        _refuse(folder / METADATA, "parts", parts, f"whole numbers from 1 to {_MAX_ROWS}")
+    return tuple(parts)
+
+
+def _check_codecs(
+    folder: Path, identity: dict[str, Any], added: dict[str, Any], fields: dict[str, Field]
+) -> None:
+    """A lossy codec decides the values of its field, so it is told beside what else does."""
+    own = [field for name, field in fields.items() if name.partition("/")[0] not in added]
+    checked = [("identity['codecs']", identity, own)]
+    for teacher, about in added.items():
+        its = [field for name, field in fields.items() if name.partition("/")[0] == teacher]
+        checked.append((f"added[{teacher!r:.80}]['codecs']", about, its))
+    for key, about, some in checked:
+        lossy = lossy_codecs(some)
+        if about.get("codecs", {}) != lossy:
+            _refuse(folder / METADATA, key, about.get("codecs", {}), lossy)
+
+
 def _read_field(folder: Path, name: str) -> tuple[Field, list[int], int]:
     """Read one field's metadata; also its array's shape and the samples of one chunk."""
     check_field_name(name)
@@ -169,22 +200,34 @@ def _read_field(folder: Path, name: str) -> tuple[Field, list[int], int]:
     return field, shape, chunk[0]
 
 
+def check_extent(layout: Layout, axis_samples: int) -> None:
+    """Check that a cache is not larger than what is read.
+
+    Args:
+        layout: the cache.
+        axis_samples: size of the longest sample axis.
+
+    Raises:
+        CacheError: it has too many rows or chunks.
+    """
+    rows, chunks = axis_samples * layout.num_views, layout.num_chunks * layout.num_views
+    if rows > _MAX_ROWS or chunks > _MAX_CHUNKS_PER_FIELD:
+        raise CacheError(
+            f"{layout.path} claims {axis_samples} samples by {layout.num_views} views in {chunks} "
+            f"chunks; at most {_MAX_ROWS} rows and {_MAX_CHUNKS_PER_FIELD} chunks are read"
+        )
+
+
 def _check_sizes(layout: Layout, shapes: dict[str, list[int]], chunks: dict[str, int]) -> None:
+    check_extent(layout, max(shape[0] for shape in shapes.values()))
     for name, shape in shapes.items():
-        # More views than `status` has: `add_views` was interrupted, the new ones do not exist yet.
-        if shape[0] != layout.num_samples or shape[1] < layout.num_views:
-            wanted = [layout.num_samples, layout.num_views]
+        # More than that: a growth was interrupted, and what it would bring does not exist yet.
+        if shape[0] < layout.axis_samples or shape[1] < layout.num_views:
+            wanted = [layout.axis_samples, layout.num_views]
             _refuse(layout.path / name / METADATA, "shape", shape[:2], wanted)
         if chunks[name] != layout.chunk_samples:
             path = layout.path / name / METADATA
             _refuse(path, "samples in a chunk", chunks[name], layout.chunk_samples)
-    rows = layout.num_samples * layout.num_views
-    if rows > _MAX_ROWS or layout.num_chunks * layout.num_views > _MAX_CHUNKS_PER_FIELD:
-        raise CacheError(
-            f"{layout.path} claims {layout.num_samples} samples by {layout.num_views} views in "
-            f"{layout.num_chunks * layout.num_views} chunks; at most {_MAX_ROWS} rows and "
-            f"{_MAX_CHUNKS_PER_FIELD} chunks are read"
-        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cache.schema import (
     FieldError,
     RowError,
     check_identity,
+    status_name,
 )
 from cache.tables import read_projection, read_samples
 
@@ -132,6 +133,11 @@ class TeacherCache:
         return self._layout.identity
 
     @property
+    def added(self) -> dict[str, Any]:
+        """The teachers that were added later, each with what decides the values of its fields."""
+        return self._layout.added
+
+    @property
     def dataset(self) -> str:
         """The dataset's name, as far as the identity tells it."""
         dataset = self.identity.get("dataset")
@@ -156,6 +162,11 @@ class TeacherCache:
     def num_samples(self) -> int:
         """Number of samples, whether cached already or not."""
         return self._layout.num_samples
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Numbers of samples that came together: at first, and with each appending."""
+        return self._layout.parts
 
     @property
     def num_views(self) -> int:
@@ -196,12 +207,30 @@ class TeacherCache:
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """What became of each row, as `Status`; (samples, views), 0 where there is no commit."""
+        return self.status_of(STATUS_FIELD.name)
+
+    def status_of(self, field: str) -> NDArray[np.uint8]:
+        """What became of each row of a field, as `Status`; (samples, views).
+
+        It is `status`, or that of the added teacher whose field it is; and 0 where the field
+        itself is not there.
+
+        Raises:
+            FieldError: there is no such field.
+        """
+        (field,) = self._check_names([field])
+        name = status_name(field, self.fields)
         status = np.zeros((self.num_samples, self.num_views), np.uint8)
-        for chunk, view in np.argwhere(self._commits.rows).tolist():
+        present = self._commits.present[name] & self._commits.present[field]
+        for chunk, view in np.argwhere(present).tolist():
             rows = self._layout.sample_range(chunk)
-            block = self._chunk_status(chunk * self.num_views + view)
+            block = self._chunk_status(name, chunk * self.num_views + view)
             status[rows.start : rows.stop, view] = block[: len(rows)]
         return status
+
+    def chunks_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The chunk of each sample, same shape."""
+        return self._layout.places(samples)[0]
 
     @property
     def failures(self) -> dict[str, str]:
@@ -210,8 +239,12 @@ class TeacherCache:
 
     @property
     def coverage(self) -> float:
-        """The part of the rows that is committed, whatever their status; in [0, 1]."""
-        return self._commits.coverage(self._layout)
+        """The part of the rows of which all fields are committed, whatever their status."""
+        return self._commits.coverage(self._layout, self.fields)
+
+    def coverage_by_field(self) -> dict[str, float]:
+        """The part of each field's rows that is committed, whatever their status."""
+        return {name: self._commits.coverage(self._layout, [name]) for name in self.fields}
 
     def bytes_by_field(self) -> dict[str, int]:
         """Bytes of each field's committed chunk files."""
@@ -262,7 +295,7 @@ class TeacherCache:
         view_rows = self._check_indices("view", views, self.num_views)
         if len(sample_rows) != len(view_rows):
             raise RowError(f"{len(sample_rows)} samples but {len(view_rows)} views; give pairs")
-        chunks, rows = np.divmod(sample_rows, self._layout.chunk_samples)
+        chunks, rows = self._layout.places(sample_rows)
         for name in names:
             present = self._commits.present[name][chunks, view_rows]
             if not present.all():
@@ -292,27 +325,31 @@ class TeacherCache:
                     self._commits,
                     url=self._url,
                     limit=self.chunks_held * self.num_views,
-                    status=self._chunk_status,
+                    status=partial(self._chunk_status, status_name(name, self.fields)),
                 )
         return sources
 
-    def _chunk_status(self, number: int) -> NDArray[Any]:
+    def _chunk_status(self, name: str, number: int) -> NDArray[Any]:
         """The statuses in the chunk file `number = chunk · views + view`, (chunk_samples,)."""
-        return self._sources[STATUS_FIELD.name].chunk(number)
+        return self._sources[name].chunk(number)
 
     def _check_fields(self, fields: Iterable[str] | None) -> list[str]:
         if isinstance(fields, str):
             raise FieldError(f"fields is {fields!r}; give a list of names, as [{fields!r}]")
-        names = list(self.fields if fields is None else fields)
+        names = self._check_names(list(self.fields if fields is None else fields))
         for name in names:
-            if name not in self.fields:
-                raise FieldError(
-                    f"{self.place} has no field {name!r}; it has {', '.join(self.fields)}"
-                )
             if name in self.unmapped and not self._blocks:
                 raise FieldError(
                     f"{self.place}: field {name!r} cannot be mapped ({self.unmapped[name]}). "
                     f"open_cache({self.place!r}, blocks=True) reads {_WHAT_BLOCKS_ARE}"
+                )
+        return names
+
+    def _check_names(self, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in self.fields:
+                raise FieldError(
+                    f"{self.place} has no field {name!r}; it has {', '.join(self.fields)}"
                 )
         return names
 

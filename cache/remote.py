@@ -57,4 +57,5 @@ def copy_metadata(url: str, folder: Path) -> None:
 
 
 def _is_metadata(key: PurePosixPath) -> bool:
-    return key.name == METADATA or key.parts[0] in (COMMITS, PROJECTION, SAMPLES)
+    tables = key.match(SAMPLES) or key.match(SAMPLES.replace(".", ".*."))
+    return key.name == METADATA or key.parts[0] in (COMMITS, PROJECTION) or tables

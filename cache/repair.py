@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.commits import commit_chunk, commit_file, commit_paths, read_commit
+from cache.commits import Commit, commit_chunk, commit_file, commit_paths, read_commit
 from cache.findings import Finding, Kind
-from cache.layout import COMMITS, Layout, sync
+from cache.layout import COMMITS, Layout, chunk_key, sync
 from cache.lock import CacheLock
 from cache.metadata import read_layout
+from cache.schema import status_name
 from cache.verify import Watch, verify_cache
 from cache.writer import CacheWriter
 
@@ -84,12 +85,14 @@ def repair_cache(
             damage.setdefault(commit_chunk(path), [])
         removed = _remove_commits(layout, damage, retried)
         writer = CacheWriter(folder, lock)  # it sweeps the chunk files that no commit names now
-        pending = {work.chunk: work.views for work in writer.pending()}
+        pending: dict[int, set[int]] = {}
+        for work in writer.pending():
+            pending.setdefault(work.chunk, set()).update(work.views)
         dropped = [
             Dropped(
                 chunk=chunk,
-                samples=writer.layout.sample_range(chunk),
-                views=pending.get(chunk, ()),
+                samples=layout.sample_range(chunk) if chunk < layout.num_chunks else range(0),
+                views=tuple(sorted(pending.get(chunk, ()))),
                 commits=tuple(removed[chunk]),
                 findings=tuple(reasons),
             )
@@ -111,17 +114,37 @@ def _remove_commits(
 ) -> dict[int, list[str]]:
     """Remove commits: damaged ones, those that name a damaged file, those to be tried again.
 
+    With them go the commits of fields whose statuses fall.
+
     Returns:
         their names by chunk.
     """
+    paths = [path for path in commit_paths(layout) if commit_chunk(path) in damage]
+    spoilt = [path for path in paths if path in retried or _is_spoilt(layout, path, damage)]
+    sound = [read_commit(layout, path) for path in paths if path not in spoilt]
+    orphans = [commit.path for commit in sound if not _has_statuses(layout, commit, sound)]
     removed: dict[int, list[str]] = {chunk: [] for chunk in damage}
-    for path in commit_paths(layout):
-        file, chunk = commit_file(path), commit_chunk(path)
-        finds = damage.get(chunk, [])
-        views = {find.view for find in finds if find.view is not None}
-        spoilt = path in retried or any(find.file == file for find in finds)
-        if spoilt or (views and read_commit(layout, path).views & views):
-            removed[chunk].append(file)
-            path.unlink()
-    sync([layout.path / COMMITS])
+    # The orphans first: they must never stand beside rows that were made anew.
+    for path in orphans + spoilt:
+        removed[commit_chunk(path)].append(commit_file(path))
+        path.unlink()
+        sync([layout.path / COMMITS])
     return removed
+
+
+def _is_spoilt(layout: Layout, path: Path, damage: dict[int, list[Finding]]) -> bool:
+    """Whether a commit is damaged itself, or names a damaged file."""
+    chunk = commit_chunk(path)
+    found = {find.file for find in damage[chunk]}
+    if commit_file(path) in found:
+        return True
+    named = read_commit(layout, path).checksums
+    keys = {chunk_key(layout.fields[name], chunk, view) for name, view in named}
+    return not found.isdisjoint(keys)
+
+
+def _has_statuses(layout: Layout, commit: Commit, sound: list[Commit]) -> bool:
+    """Whether what a commit's rows go by stands in one of the sound commits."""
+    held = {key for other in sound if other.chunk == commit.chunk for key in other.checksums}
+    names = layout.fields
+    return all((status_name(name, names), view) in held for name, view in commit.checksums)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -173,6 +173,11 @@ class Field:
             raise CacheError(f"field {self.name!r}: dims {self.dims} repeat a name or an outer one")
         if any(type(size) is not int or size < 1 for size in self.shape):
             raise CacheError(f"field {self.name!r}: shape {self.shape} must be whole numbers ≥ 1")
+        if self.is_status and (self.shape, self.dtype, self.codec) != ((), "uint8", None):
+            raise CacheError(
+                f"field {self.name!r}: {self.dtype} of shape {self.shape}; one of this name says "
+                "what became of rows, and is uint8 of shape () without a codec"
+            )
         if self.codec is not None:
             try:
                 self.codec.check(self.dtype)
@@ -194,6 +199,12 @@ class Field:
         """The value of rows that do not exist: NaN for floats, 0 for integers."""
         return math.nan if self.is_float else 0
 
+    @property
+    def is_status(self) -> bool:
+        """Whether the values say what became of the rows of other fields; see `status_name`."""
+        *group, last = self.name.split("/")
+        return last == "status" and len(group) <= 1
+
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
@@ -205,6 +216,19 @@ STATUS_FIELD = Field("status", (), (), "uint8")
 DIGEST_FIELD = Field("input_digest", (), (), "uint64")
 VIEWS_FIELD = Field("views", ("view_column",), (len(VIEW_COLUMNS),), "float64")
 OWN_FIELDS = (STATUS_FIELD, DIGEST_FIELD, VIEWS_FIELD)
+
+
+def status_name(field: str, fields: Collection[str]) -> str:
+    """The array that says what became of a field's rows.
+
+    An added teacher has one of its own, `<teacher>/status`; all other fields go by `status`.
+
+    Args:
+        field: its name.
+        fields: the names of all fields of the cache.
+    """
+    own = f"{field.partition('/')[0]}/{STATUS_FIELD.name}"
+    return own if own in fields else STATUS_FIELD.name
 
 
 def canonical_json(value: object) -> bytes:

@@ -27,10 +27,15 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
 
 def write_by_rename(path: Path, content: bytes) -> None:
     """Write a file whose old bytes, if any, stand until the new ones are on the disk."""
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_bytes(content)
-    sync([temporary])
-    temporary.rename(path)
+    place = temporary(path)
+    place.write_bytes(content)
+    sync([place])
+    place.rename(path)
+
+
+def temporary(path: Path) -> Path:
+    """Where a file lies while it is being written."""
+    return path.parent / f".{path.name}.tmp"
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

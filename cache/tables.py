@@ -15,10 +15,10 @@ from cache.layout import (
     CHECKSUM_BYTES,
     METADATA,
     PROJECTION,
-    SAMPLES,
     Layout,
     own_path,
     read_file,
+    samples_file,
 )
 from cache.metadata import read_array_shape
 from cache.schema import CacheError, DamagedError, check_field_name, check_samples
@@ -27,21 +27,32 @@ _MAX_TABLE_BYTES = 2**30
 
 
 def read_samples(layout: Layout) -> pa.Table:
-    """Read the samples table; see `TeacherCache.samples`."""
-    path = own_path(layout.path, SAMPLES)
+    """Read the samples tables of all parts; see `TeacherCache.samples`."""
+    tables = [_read_part(layout, number, rows) for number, rows in enumerate(layout.parts)]
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise CacheError(
+            f"{layout.path}: its samples tables do not fit together: {error}"
+        ) from error
+    check_samples(table)
+    return table
+
+
+def _read_part(layout: Layout, number: int, rows: int) -> pa.Table:
+    path = own_path(layout.path, samples_file(number))
     try:
         # Not `read_table`, which would take part of the path for the name of a partition.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             length = file.metadata.num_rows
             _check_unpacked(path, file)
-            table = file.read() if length == layout.num_samples else None
+            table = file.read() if length == rows else None
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(f"{path} cannot be read: {error}") from error
     if table is None:
-        raise CacheError(f"{path} has {length} rows, the arrays have {layout.num_samples}")
-    check_samples(table)
+        raise CacheError(f"{path} has {length} rows, the arrays have {rows}")
     return table
 
 

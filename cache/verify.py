@@ -37,9 +37,9 @@ from cache.layout import (
     chunk_key,
     written_folders,
 )
-from cache.manifest import check_file, read_manifest
+from cache.manifest import Digests, check_file, read_manifest
 from cache.metadata import read_layout
-from cache.schema import CacheError, Field
+from cache.schema import CacheError, Field, status_name
 from cache.tables import read_projection, read_samples
 
 # Passes on the (chunk, view) pairs while they are read.
@@ -70,7 +70,7 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
     recorded, damaged = _check_manifest(folder, files)
     findings += damaged
     proof = Verification(folder, findings, len(files), sum(files.values()), package_versions())
-    whole = all(name in files for name in recorded if name.endswith(METADATA))
+    whole = all(name in files for name in _metadata(recorded))
     layout = _read_layout(folder, whole=whole, damaged=bool(damaged))
     if layout is None or not (folder / COMMITS).is_dir():
         return proof
@@ -85,12 +85,13 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
         findings += chunks.check(chunk, view)
     for commit in commits:
         findings += chunks.check_counts(commit)
+        findings += _check_statuses(layout, together, commit)
     findings += _check_others(layout, files, recorded, together, commits)
     return replace(
         proof,
         fingerprint=layout.fingerprint,
         provenance=layout.provenance,
-        coverage=together.coverage(layout),
+        coverage=together.coverage(layout, layout.fields),
         rows=chunks.rows,
         packages=_packages(commits),
     )
@@ -133,7 +134,7 @@ def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _check_manifest(
     folder: Path, files: Mapping[str, int]
-) -> tuple[dict[str, list[str]], list[Finding]]:
+) -> tuple[dict[str, Digests], list[Finding]]:
     """Check the manifest, the files that it lists, and that there is a folder of commits.
 
     Returns:
@@ -146,13 +147,24 @@ def _check_manifest(
         recorded = {}
         findings.append(find(folder, Kind.METADATA, MANIFEST, _reason(folder, MANIFEST, error)))
     for name, digests in recorded.items():
-        wrong = check_file(folder, name, digests) if name in files else "is missing"
+        wrong = None if None in digests else "is missing"
+        if name in files:
+            wrong = check_file(folder, name, digests)
         if wrong:
             findings.append(find(folder, Kind.METADATA, name, wrong))
     if not (folder / COMMITS).is_dir():
         what = "is missing: no telling which chunks are complete"
         findings.append(find(folder, Kind.METADATA, COMMITS, what))
     return recorded, findings
+
+
+def _metadata(recorded: Mapping[str, Digests]) -> list[str]:
+    """The `zarr.json` that must be there."""
+    return [
+        name
+        for name, digests in recorded.items()
+        if name.endswith(METADATA) and None not in digests
+    ]
 
 
 def _check_tables(layout: Layout) -> list[Finding]:
@@ -189,10 +201,21 @@ def _read_commits(layout: Layout, files: Mapping[str, int]) -> tuple[list[Commit
     return commits, findings
 
 
+def _check_statuses(layout: Layout, together: Commits, commit: Commit) -> Iterator[Finding]:
+    """Find a commit of fields whose rows have no status: that of their first commit is lost."""
+    for field, view in sorted(commit.checksums):
+        name = status_name(field, layout.fields)
+        if not together.present[name][commit.chunk, view]:
+            file = commit_file(commit.path)
+            what = f"holds {field} in view {view}, and no commit holds {name} there"
+            yield find(layout.path, Kind.COMMIT, file, what, chunk=commit.chunk)
+            return
+
+
 def _check_others(
     layout: Layout,
     files: Mapping[str, int],
-    recorded: Mapping[str, list[str]],
+    recorded: Mapping[str, Digests],
     together: Commits,
     commits: Sequence[Commit],
 ) -> list[Finding]:
@@ -203,7 +226,7 @@ def _check_others(
     """
     findings = []
     lone: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
-    folders = written_folders(layout)
+    folders = written_folders(layout) | {(layout.path / name).parent for name in recorded}
     for file in sorted(files.keys() - recorded.keys() - {MANIFEST}):
         path, place = layout.path / file, _chunk_place(layout, file)
         if place:

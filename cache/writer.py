@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,13 +17,13 @@ import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
-from cache.checks import check_arrays
+from cache.checks import check_arrays, check_fields
 from cache.codecs import quiet_zarr
 from cache.commits import Commits, publish, read_commits
 from cache.create import make_cache, remove_temporaries
+from cache.growth import add_fields, add_samples, add_views
 from cache.layout import (
     CHECKSUM_BYTES,
-    METADATA,
     Layout,
     chunk_key,
     read_file,
@@ -30,23 +31,24 @@ from cache.layout import (
     written_folders,
 )
 from cache.lock import CacheLock
-from cache.manifest import replace_files, settle_manifest
+from cache.manifest import settle_manifest
 from cache.metadata import read_layout
 from cache.schema import (
-    STATUS_FIELD,
     CacheError,
     DamagedError,
     Field,
     check_identity,
+    status_name,
 )
 
 
 @dataclass(frozen=True)
 class PendingChunk:
-    """Work to be done: the views of one chunk of samples that have no commit yet."""
+    """Work to be done: views of one chunk of samples that lack the same fields."""
 
     chunk: int
     views: tuple[int, ...]
+    fields: tuple[str, ...]
 
 
 def create_cache(
@@ -124,7 +126,7 @@ class CacheWriter:
         settle_manifest(path)
         self._layout = read_layout(path)
         commits = read_commits(self._layout)
-        self._written = commits.rows.copy()
+        self._present = commits.present
         self._sweep(commits)
 
     def __enter__(self) -> Self:
@@ -169,26 +171,66 @@ class CacheWriter:
             raise CacheError(f"{self._layout.path} has no chunk {chunk}: 0 … {self.num_chunks - 1}")
         return self._layout.sample_range(chunk)
 
-    def pending(self) -> list[PendingChunk]:
-        """What is still to be made, in the order of the chunks."""
-        todo = ((chunk, np.flatnonzero(~row)) for chunk, row in enumerate(self._written))
-        return [PendingChunk(chunk, tuple(views.tolist())) for chunk, views in todo if len(views)]
+    def pending(self, fields: Iterable[str] | None = None) -> list[PendingChunk]:
+        """What is still to be made, in the order of the chunks.
+
+        Args:
+            fields: of which fields; of all by default.
+        """
+        names = list(self._layout.fields if fields is None else fields)
+        missing = ~np.stack([self._present[name] for name in names], axis=-1)
+        todo = []
+        for chunk in np.flatnonzero(missing.any(axis=(1, 2))).tolist():
+            views_by_fields: dict[tuple[str, ...], list[int]] = {}
+            for view, absent in enumerate(missing[chunk]):
+                if absent.any():
+                    views_by_fields.setdefault(tuple(compress(names, absent)), []).append(view)
+            todo += [
+                PendingChunk(chunk, tuple(views), absent)
+                for absent, views in views_by_fields.items()
+            ]
+        return todo
 
     def add_views(self, count: int) -> None:
         """Make room for more views; no chunk file is touched.
 
         Raises:
-            CacheError: `count` is less than 1.
+            CacheError: `count` is less than 1, or too large.
         """
-        if count < 1:
-            raise CacheError(f"{count} views to add, expected at least 1")
-        # `status` last: it says how many views there are, so an interruption leaves the old number.
-        fields = sorted(self._layout.fields.values(), key=lambda f: f == STATUS_FIELD)
-        names = [f"{field.name}/{METADATA}" for field in fields]
-        grown = {name: self._with_views(name, self.num_views + count) for name in names}
-        replace_files(self._layout.path, grown)
+        self._grow(partial(add_views, count=count))
+
+    def add_samples(self, samples: pa.Table) -> None:
+        """Make room for more samples, behind the others; no chunk file is touched.
+
+        They begin a chunk of their own, though the last one before them may not be full.
+
+        Args:
+            samples: a table with the columns and types of the cache's own, and other ids.
+
+        Raises:
+            CacheError: the table is none of these, or too long.
+        """
+        self._grow(partial(add_samples, samples=samples))
+
+    def add_fields(
+        self, fields: Sequence[Field], teachers: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Make room for more fields, all rows of which are pending; no chunk file is touched.
+
+        Args:
+            fields: which; those of a teacher have names that begin with the teacher's, and one
+                of them is `<teacher>/status`.
+            teachers: name → what decides the values of its fields, for teachers that are added.
+
+        Raises:
+            CacheError: a field is there already, or they do not fit the cache.
+        """
+        self._grow(partial(add_fields, fields=fields, teachers=teachers or {}))
+
+    def _grow(self, change: Callable[[Layout], None]) -> None:
+        change(self._layout)
         self._layout = read_layout(self._layout.path)
-        self._written = np.pad(self._written, ((0, 0), (0, count)))
+        self._present = read_commits(self._layout).present
 
     def write_chunk(
         self,
@@ -205,17 +247,21 @@ class CacheWriter:
 
         Args:
             chunk: index along the sample axis.
-            arrays: every field of the cache, (samples of the chunk, views, ...) each, of the
-                field's dtype. Where `status` is valid all floats are finite; where it is not they
-                are NaN, except `views`, which may tell what was tried.
-            views: which views; all pending ones of the chunk by default.
+            arrays: field → (samples of the chunk, views, ...), of the field's dtype: fields that
+                the chunk does not hold yet in any of the views. All that go by one status come
+                with it. Where that is valid all floats are finite; where it is not they are NaN,
+                except `views`, which may tell what was tried.
+            views: which views; all in which the chunk lacks one of the fields by default.
             failures: sample id → why its rows are not valid, for people; kept in the commit.
 
         Raises:
             CacheError: the arrays do not fit, some rows are committed already, or the disk is full.
         """
-        chosen = self._check_views(chunk, views)
-        check_arrays(self._layout, chunk, arrays, len(chosen))
+        chosen = self._check_views(chunk, arrays, views)
+        pending = [name for name, there in self._present.items() if not there[chunk, chosen].all()]
+        check_fields(self._layout, chunk, arrays.keys(), pending)
+        standing = self._standing_statuses(chunk, chosen, arrays.keys())
+        check_arrays(self._layout, chunk, arrays, len(chosen), standing)
         try:
             checksums = self._write_files(chunk, arrays, chosen)
             publish(
@@ -223,7 +269,11 @@ class CacheWriter:
                 chunk,
                 chosen,
                 checksums,
-                statuses=arrays[STATUS_FIELD.name],
+                statuses={
+                    name: array
+                    for name, array in arrays.items()
+                    if self._layout.fields[name].is_status
+                },
                 failures=failures or {},
             )
         except OSError as error:
@@ -234,15 +284,17 @@ class CacheWriter:
                     "it goes on from here"
                 ) from error
             raise
-        self._written[chunk, chosen] = True
+        for name in arrays:
+            self._present[name][chunk, chosen] = True
 
     def _write_files(
         self, chunk: int, arrays: Mapping[str, NDArray[Any]], views: Sequence[int]
     ) -> dict[str, tuple[int, int]]:
         """Write the chunk files through zarr; key → bytes of the file, crc32c of its data."""
-        samples = self.sample_range(chunk)
+        start = chunk * self._layout.chunk_samples
         checksums = {}
-        for name, field in self._layout.fields.items():
+        for name in arrays:
+            field = self._layout.fields[name]
             array = self._array(field)
             for position, view in enumerate(views):
                 rows = np.ascontiguousarray(
@@ -250,7 +302,7 @@ class CacheWriter:
                 )
                 if field.codec is not None:
                     rows = field.codec.stored(rows)
-                array[samples.start : samples.stop, view : view + 1] = rows
+                array[start : start + len(rows), view : view + 1] = rows
                 key = chunk_key(field, chunk, view)
                 data, checksum = read_file(self._layout.path / key)
                 if not self._layout.decode(field, data).tobytes().startswith(rows.tobytes()):
@@ -258,14 +310,8 @@ class CacheWriter:
                 checksums[key] = (len(data) + CHECKSUM_BYTES, checksum)
         # The bytes first, then the names: a commit must not reach the disk before either.
         sync(self._layout.path / key for key in checksums)
-        sync(self._layout.path / name for name in self._layout.fields)
+        sync(self._layout.path / name for name in arrays)
         return checksums
-
-    def _with_views(self, name: str, views: int) -> bytes:
-        """An array's metadata with another size of the view axis; zarr's `resize` does no more."""
-        document = json.loads((self._layout.path / name).read_bytes())
-        document["shape"][1] = views
-        return json.dumps(document, indent=2).encode()
 
     def _array(self, field: Field) -> zarr.Array[Any]:
         with quiet_zarr():
@@ -273,9 +319,32 @@ class CacheWriter:
         # A chunk that holds nothing but fill values is written too: its commit names its file.
         return array.with_config({"write_empty_chunks": True})
 
-    def _check_views(self, chunk: int, views: Sequence[int] | None) -> list[int]:
+    def _standing_statuses(
+        self, chunk: int, views: Sequence[int], fields: Collection[str]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """The statuses that fields go by and that are written already; (samples, views) each."""
+        layout = self._layout
+        names = {status_name(name, layout.fields) for name in fields} - set(fields)
+        return {
+            name: np.stack(
+                [
+                    layout.decode(
+                        layout.fields[name],
+                        read_file(layout.path / chunk_key(layout.fields[name], chunk, view))[0],
+                    )
+                    for view in views
+                ],
+                axis=1,
+            )[: len(layout.sample_range(chunk))]
+            for name in names
+        }
+
+    def _check_views(
+        self, chunk: int, fields: Iterable[str], views: Sequence[int] | None
+    ) -> list[int]:
         self.sample_range(chunk)
-        written = self._written[chunk]
+        names = [name for name in fields if name in self._present] or list(self._present)
+        written = np.any([self._present[name][chunk] for name in names], axis=0)
         chosen = np.flatnonzero(~written).tolist() if views is None else [int(v) for v in views]
         if not chosen:
             raise CacheError(f"chunk {chunk} of {self._layout.path} has no pending views")

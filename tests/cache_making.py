@@ -13,7 +13,16 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from cache import BitRound, BloscZstd, CacheWriter, Field, Fixed8, Status, create_cache
+from cache import (
+    BitRound,
+    BloscZstd,
+    CacheWriter,
+    Field,
+    Fixed8,
+    PendingChunk,
+    Status,
+    create_cache,
+)
 from cache.codecs import lossy_codecs
 from cache.layout import LOCK
 from cache.schema import OWN_FIELDS
@@ -94,6 +103,9 @@ def expected_rows(
     status[(samples == 6) & (views == 1)] = Status.NON_FINITE_OUTPUT
     arrays: dict[str, NDArray[Any]] = {}
     for field in fields:
+        if field.is_status:  # of an added teacher
+            arrays[field.name] = status.copy()
+            continue
         inner = np.arange(np.prod(field.shape)).reshape(field.shape)
         values = (row.reshape(-1, *(1,) * inner.ndim) + inner / 16).astype(field.dtype)
         values[status != Status.VALID] = field.fill
@@ -106,7 +118,7 @@ def expected_rows(
 
 
 def chunk_arrays(
-    writer: CacheWriter, chunk: int, views: tuple[int, ...]
+    writer: CacheWriter, chunk: int, views: tuple[int, ...], names: tuple[str, ...] | None = None
 ) -> dict[str, NDArray[Any]]:
     """The arrays of one chunk, as `write_chunk` takes them: (samples, views, ...)."""
     fields = tuple(field for field in writer.layout.fields.values() if field not in OWN_FIELDS)
@@ -116,13 +128,19 @@ def chunk_arrays(
     return {
         name: values.reshape(len(samples), len(views), *values.shape[1:])
         for name, values in rows.items()
+        if names is None or name in names
     }
+
+
+def whole(chunk: int, views: tuple[int, ...], fields: tuple[Field, ...] = FIELDS) -> PendingChunk:
+    """Pending work in which all fields are missing."""
+    return PendingChunk(chunk, views, tuple(field.name for field in (*OWN_FIELDS, *fields)))
 
 
 def fill_cache(writer: CacheWriter) -> None:
     """Write everything that is pending."""
     for work in writer.pending():
-        arrays = chunk_arrays(writer, work.chunk, work.views)
+        arrays = chunk_arrays(writer, work.chunk, work.views, work.fields)
         writer.write_chunk(work.chunk, arrays, views=work.views)
 
 

@@ -18,7 +18,6 @@ from cache import (
     DamagedError,
     Field,
     Kind,
-    PendingChunk,
     open_cache,
     open_writer,
     repair_cache,
@@ -29,6 +28,7 @@ from cache.sealed import seal
 from cache_making import (
     BLOSC,
     CLIP,
+    PACKED_FIELDS,
     PLAIN,
     ROUNDED,
     STEPS,
@@ -36,6 +36,7 @@ from cache_making import (
     contents,
     fill_cache,
     packed_identity,
+    whole,
 )
 
 # zarr says of numcodecs' filters that they are no part of its format.
@@ -110,7 +111,7 @@ def test_every_flipped_byte_is_found_and_made_again(copy: Path, full: Path, fiel
     assert (dropped.chunk, dropped.views, dropped.commits) == (1, (0, 1), ("commits/1.json",))
     assert verify_cache(copy).findings == []
     with open_writer(copy, identity=packed_identity()) as writer:
-        assert writer.pending() == [PendingChunk(1, (0, 1))]
+        assert writer.pending() == [whole(1, (0, 1), PACKED_FIELDS)]
         fill_cache(writer)
     assert contents(copy) == contents(full)
     assert verify_cache(copy).findings == []

@@ -122,6 +122,7 @@ def test_describe_is_plain_json(full: Path) -> None:
         "codec": None,
         "row_bytes": 10,
         "bytes": 6 * 44,
+        "coverage": 1.0,
     }
     assert told["row_bytes"] == 6 + 10 + 24 + 48 + 8 + 1
     assert told["bytes"] == sum(field["bytes"] for field in told["fields"].values())
@@ -406,7 +407,7 @@ def test_a_strange_root_is_refused(
     ("name", "changes", "message"),
     [
         ("residual", {"data_type": "float128"}, "data_type is 'float128', expected one of"),
-        ("status", {"data_type": "int8"}, "field is Field.*expected Field.*uint8"),
+        ("status", {"data_type": "int8"}, "int8 of shape .* what became of rows, and is uint8"),
         ("residual", {"shape": [10, 2, 2, 2, 1, 10**15]}, "chunk_shape is"),
         ("residual", {"shape": [10, 1, 2, 2, 1, 3]}, r"shape is \[10, 1\], expected \[10, 2\]"),
         ("residual", {"shape": [10, 2, -2, 2, 1, 3]}, "expected whole numbers ≥ 1"),

@@ -23,6 +23,7 @@ from cache_making import (
     fill_cache,
     full_cache,
     make_cache,
+    whole,
 )
 
 
@@ -77,7 +78,7 @@ def test_a_flipped_byte_is_read_repaired_and_made_again(copy: Path, full: Path) 
     assert not (copy / ".lock").exists()
     with pytest.raises(CacheError, match="does not hold sample 'id-5'"):
         open_cache(copy).read([5], [0])
-    assert refill(copy) == [PendingChunk(1, (0, 1))]
+    assert refill(copy) == [whole(1, (0, 1))]
     assert contents(copy) == contents(full)
     assert sorted(path.name for path in (copy / "commits").iterdir()) == sorted(
         path.name for path in (full / "commits").iterdir()
@@ -88,10 +89,10 @@ def test_a_flipped_byte_is_read_repaired_and_made_again(copy: Path, full: Path) 
 @pytest.mark.parametrize(
     ("name", "pending"),
     [
-        ("commits/1.json", PendingChunk(1, (0, 1))),
-        ("commits/1.1.json", PendingChunk(1, (2,))),
-        ("status/c.2.2", PendingChunk(2, (2,))),
-        ("residual/c.0.1.0.0.0.0", PendingChunk(0, (0, 1))),
+        ("commits/1.json", whole(1, (0, 1))),
+        ("commits/1.1.json", whole(1, (2,))),
+        ("status/c.2.2", whole(2, (2,))),
+        ("residual/c.0.1.0.0.0.0", whole(0, (0, 1))),
     ],
 )
 @pytest.mark.parametrize("kind", ["flipped", "missing"])

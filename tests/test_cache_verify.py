@@ -299,7 +299,7 @@ def test_counts_of_a_commit_that_do_not_fit_are_found(copy: Path) -> None:
     commit = copy / "commits" / "0.json"
     document = json.loads(commit.read_bytes())
     del document["crc32c"]
-    document["statuses"]["valid"] = 3
+    document["statuses"]["status"]["valid"] = 3
     commit.write_bytes(seal(document))
     (what,) = found(copy).values()
     assert "counts the statuses {" in what
@@ -308,10 +308,10 @@ def test_counts_of_a_commit_that_do_not_fit_are_found(copy: Path) -> None:
 
 
 def test_another_samples_table_is_found_even_if_the_manifest_agrees(copy: Path) -> None:
-    from cache.manifest import replace_files
+    from cache.manifest import write_files
 
     other = full_cache(copy.parent / "other", count=7, views=1, fields=FIELDS[:1])
-    replace_files(copy, {"samples.parquet": (other / "samples.parquet").read_bytes()})
+    write_files(copy, {"samples.parquet": (other / "samples.parquet").read_bytes()})
     (what,) = found(copy).values()
     assert what.endswith("samples.parquet has 7 rows, the arrays have 6")
 

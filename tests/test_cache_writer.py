@@ -27,14 +27,11 @@ from cache import (
     CacheError,
     Field,
     IdentityMismatch,
-    PendingChunk,
     fingerprint,
     is_cache,
     open_cache,
     open_writer,
-    verify_cache,
 )
-from cache.manifest import read_manifest
 from cache_making import (
     FIELDS,
     IDENTITY,
@@ -48,6 +45,7 @@ from cache_making import (
     interrupt_at,
     make_cache,
     samples_table,
+    whole,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -129,12 +127,8 @@ def test_a_chunk_file_is_the_raw_array_and_four_bytes(full: Path) -> None:
 def test_commit_names_every_file_with_its_checksum(full: Path) -> None:
     commit = json.loads((full / "commits" / "1.json").read_bytes())
     assert (commit["chunk"], commit["views"], commit["samples"]) == (1, [0, 1], [4, 8])
-    assert commit["statuses"] == {
-        "missing": 0,
-        "valid": 6,
-        "unreadable_video": 1,
-        "non_finite_output": 1,
-    }
+    counts = {"missing": 0, "valid": 6, "unreadable_video": 1, "non_finite_output": 1}
+    assert commit["statuses"] == {"status": counts}
     assert commit["host"] == socket.gethostname()
     assert commit["pid"] == os.getpid()
     assert commit["packages"]["zarr"] == zarr.__version__
@@ -161,7 +155,7 @@ def test_chunks_of_nothing_but_fill_values_are_written(tmp_path: Path) -> None:
 
 def test_a_new_cache_holds_nothing(tmp_path: Path) -> None:
     with make_cache(tmp_path / "deep" / "c") as writer:
-        assert writer.pending() == [PendingChunk(chunk, (0, 1)) for chunk in range(3)]
+        assert writer.pending() == [whole(chunk, (0, 1)) for chunk in range(3)]
         assert [writer.sample_range(chunk) for chunk in range(3)] == [
             range(4),
             range(4, 8),
@@ -256,9 +250,9 @@ def test_what_has_no_commit_does_not_exist(tmp_path: Path) -> None:
     with make_cache(tmp_path / "c") as writer:
         writer.write_chunk(1, chunk_arrays(writer, 1, (1,)), views=[1])
         assert writer.pending() == [
-            PendingChunk(0, (0, 1)),
-            PendingChunk(1, (0,)),
-            PendingChunk(2, (0, 1)),
+            whole(0, (0, 1)),
+            whole(1, (0,)),
+            whole(2, (0, 1)),
         ]
         status = open_cache(tmp_path / "c").status
         assert np.argwhere(status).tolist() == [[4, 1], [5, 1], [6, 1], [7, 1]]
@@ -348,76 +342,6 @@ def test_resume_needs_a_cache(tmp_path: Path) -> None:
         open_writer(tmp_path / "none", identity=IDENTITY)
     with pytest.raises(CacheError, match="is no cache"):
         open_writer(tmp_path, identity=IDENTITY)
-
-
-# --- growing -----------------------------------------------------------------------------------
-
-
-def test_more_views_leave_every_old_chunk_and_commit_alone(tmp_path: Path, full: Path) -> None:
-    path = tmp_path / "c"
-    shutil.copytree(full, path)
-    before = {
-        key: data
-        for key, data in contents(path, commits=True).items()
-        if not key.endswith(("zarr.json", "manifest.json"))
-    }
-    with open_writer(path, identity=IDENTITY) as writer:
-        assert writer.pending() == []
-        writer.add_views(2)
-        assert writer.pending() == [PendingChunk(chunk, (2, 3)) for chunk in range(3)]
-        fill_cache(writer)
-    after = contents(path, commits=True)
-    assert {key: after[key] for key in before} == before
-    assert "commits/0.1.json" in after
-    cache = open_cache(path)
-    assert (cache.num_views, cache.coverage) == (4, 1.0)
-    np.testing.assert_array_equal(
-        zarr.open_group(path, mode="r")["vit/pooled"][:, 3],
-        expected_rows(np.arange(10), np.full(10, 3))["vit/pooled"],
-    )
-
-
-def test_growth_writes_what_zarrs_resize_writes(tmp_path: Path, full: Path) -> None:
-    path, other = tmp_path / "c", tmp_path / "other"
-    shutil.copytree(full, path)
-    shutil.copytree(full, other)
-    with open_writer(path, identity=IDENTITY) as writer:
-        writer.add_views(3)
-    for name in all_rows():
-        array = zarr.open_array(other / name, mode="r+")
-        array.resize((10, 5, *array.shape[2:]))
-        metadata = f"{name}/zarr.json"
-        assert (path / metadata).read_bytes() == (other / metadata).read_bytes()
-
-
-def test_an_interrupted_growth_is_taken_up(tmp_path: Path, full: Path) -> None:
-    grown = tmp_path / "grown"
-    shutil.copytree(full, grown)
-    with open_writer(grown, identity=IDENTITY) as writer:
-        writer.add_views(1)
-    undisturbed = contents(grown)
-    interrupted_growths = set()
-    for point in itertools.count():
-        path = tmp_path / f"at-{point}"
-        shutil.copytree(full, path)
-        with open_writer(path, identity=IDENTITY) as writer, pytest.MonkeyPatch.context() as patch:
-            interrupt_at(point, patch)
-            try:
-                writer.add_views(1)
-                break
-            except InterruptionError:
-                pass
-        proof = verify_cache(path)
-        assert proof.ok, proof.findings
-        assert open_cache(path).read([9], [1], ["input_digest"])["input_digest"] == [2**63 + 91]
-        with open_writer(path, identity=IDENTITY) as writer:
-            interrupted_growths.add(writer.num_views)
-            assert {len(digests) for digests in read_manifest(path).values()} == {1}
-            if writer.num_views == 2:
-                writer.add_views(1)
-        assert contents(path) == undisturbed
-        shutil.rmtree(path)
-    assert interrupted_growths == {2, 3}
 
 
 # --- interruptions -----------------------------------------------------------------------------
