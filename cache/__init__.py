@@ -10,6 +10,7 @@ from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
     ABSENT,
     FORMAT_VERSION,
+    OWN_FIELDS,
     VIEW_COLUMNS,
     CacheError,
     DamagedError,
@@ -27,6 +28,7 @@ from cache.writer import CacheWriter, PendingChunk, create_cache, open_writer
 __all__ = [
     "ABSENT",
     "FORMAT_VERSION",
+    "OWN_FIELDS",
     "VIEW_COLUMNS",
     "BitRound",
     "BloscZstd",

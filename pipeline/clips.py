@@ -35,7 +35,8 @@ class SampleClips:
     Attributes:
         views: (V, 6) float64, the view records.
         clips: per clip specification (V, T, size, size, 3) uint8.
-        digests: (V,) uint64, of the decoded frames that all the clips of a view were cut from.
+        digests: (V, G) uint64, of the decoded frames that the clips of a view were cut from, for
+            each group of specifications.
     """
 
     views: NDArray[np.float64]
@@ -49,19 +50,20 @@ def read_clips(
     choose: ViewChoice,
     specs: Sequence[ClipSpec],
     *,
-    digested: int | None = None,
+    digested: Sequence[Sequence[int]] | None = None,
 ) -> SampleClips:
     """Open a sample's video, choose its views, decode once and cut every clip.
 
     The digest of a view is xxh3_64 over the little-endian xxh3_64 of the RGB bytes of each frame
-    on screen at its clips' times, in the order of the specifications, then of time.
+    on screen at the times of a group's clips, in the order of the specifications, then of time.
 
     Args:
         root: the dataset's root.
         sample: the sample.
         choose: from the sample and what its container says to its views.
         specs: clip specifications.
-        digested: the first so many specifications enter the digest; None takes all.
+        digested: groups of specifications, by index, each of which has a digest of its own; by
+            default all are one group.
 
     Raises:
         VideoError: the video cannot be read; the message says why.
@@ -78,13 +80,14 @@ def read_clips(
     index = np.split(frames.index, np.cumsum([len(times) for times in wanted])[:-1])
     hashes = np.array([xxhash.xxh3_64_intdigest(rgb) for rgb in frames.rgb], dtype="<u8")
     clips: list[list[NDArray[np.uint8]]] = [[] for _ in specs]
+    groups = [range(len(specs))] if digested is None else digested
     digests = []
     for row, view in enumerate(views):
         parts = index[row * len(specs) : (row + 1) * len(specs)]
         for into, part, spec in zip(clips, parts, specs, strict=True):
             into.append(cut_clip(frames.rgb[part], view, spec))
-        seen = hashes[np.concatenate(parts[:digested])]
-        digests.append(xxhash.xxh3_64_intdigest(seen.tobytes()))
+        seen = [hashes[np.concatenate([parts[which] for which in group])] for group in groups]
+        digests.append([xxhash.xxh3_64_intdigest(of_group.tobytes()) for of_group in seen])
     return SampleClips(
         views=np.stack([view.as_row() for view in views]),
         clips=tuple(np.stack(of_spec) for of_spec in clips),
@@ -169,7 +172,7 @@ class ClipDataset(Dataset[Read]):
         samples: Samples,
         specs: Sequence[ClipSpec],
         *,
-        digested: int | None = None,
+        digested: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._root = root
         self._samples = samples

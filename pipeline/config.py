@@ -53,6 +53,7 @@ Scale = Annotated[
     Field(strict=False),
     AfterValidator(_ordered),
 ]
+Pair = Annotated[tuple[str, str], Field(strict=False)]
 Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 
 
@@ -111,6 +112,13 @@ class Teach(_Section):
     cnn: Teacher
 
 
+class AddedTeacher(_Section):
+    """A teacher beside the two: the cache stores its logits and pooled features too."""
+
+    model: ModelName
+    weights: str
+
+
 class Views(_Section):
     """The view rule; `flip` never where left and right are classes."""
 
@@ -165,6 +173,13 @@ class Fixed8(_Section):
 Codec = Annotated[BloscZstd | BitRound | Fixed8, Field(discriminator="codec")]
 
 
+# What the names of a cache's own fields and files begin with.
+_FIELD_GROUPS = {
+    *("vit", "cnn", "residual", "clip", "status", "input_digest", "views"),
+    *("commits", "projection"),
+}
+
+
 class Extract(_Section):
     """Stage one: which splits, which views, what is stored, compressed or (by default) not."""
 
@@ -175,6 +190,15 @@ class Extract(_Section):
     chunk_samples: Positive
     max_failed_share: Share
     codecs: dict[str, Codec] = {}  # by the field's name, as `residual`
+    added: dict[Name, AddedTeacher] = {}  # by the name that their fields begin with
+
+    @field_validator("added")
+    @classmethod
+    def _no_taken_names(cls, added: dict[str, AddedTeacher]) -> dict[str, AddedTeacher]:
+        taken = sorted(_FIELD_GROUPS & added.keys())
+        if taken:
+            raise ValueError(f"names other than {', '.join(sorted(_FIELD_GROUPS))}")
+        return added
 
 
 class Weights(_Section):
@@ -193,6 +217,8 @@ class Distill(_Section):
     train: Recipe
     weights: Weights
     temperature: Above0
+    teachers: Pair = ("vit", "cnn")  # whose logits take the two parts in DATW; the first's features
+    splits: Annotated[list[str], Field(min_length=1)] = ["train"]
     views: Positive | None = None  # the first so many; all that `extract` was asked for by default
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the samples, in the cache's order
 
@@ -267,7 +293,7 @@ def load_config(path: Path) -> Run:
         raise ConfigError(f"{path} is not valid YAML: {reason}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
-    mistakes = _unknown_splits(content)
+    mistakes = _unknown_splits(content) + _unknown_teachers(content)
     try:
         run = Run.model_validate(content)
     except ValidationError as error:
@@ -288,23 +314,40 @@ def _unknown_splits(content: dict[str, Any]) -> list[str]:
     Read from the raw mapping, whose sections may be anything: a mistake between two sections is
     reported together with the mistakes inside them.
     """
-
-    def field(section: str, name: str) -> Any:
-        fields = content.get(section)
-        return fields.get(name) if isinstance(fields, dict) else None
-
-    known = field("prepare", "splits")
+    known = _raw(content, "prepare", "splits")
     if not isinstance(known, dict):
         return []
-    extracted, scored = field("extract", "splits"), field("evaluate", "split")
-    names = extracted if isinstance(extracted, list) else []
-    asked = [*(("extract.splits", name) for name in names), ("evaluate.split", scored)]
+    asked = [("evaluate.split", _raw(content, "evaluate", "split"))]
+    for section in ("distill", "extract"):
+        asked += [(f"{section}.splits", name) for name in _listed(content, section, "splits")]
     expected = f"a split of prepare.splits ({', '.join(map(str, known))})"
     return [
         f"  {name}: got {split!r}, expected {expected}"
         for name, split in asked
         if isinstance(split, str) and split not in known
     ]
+
+
+def _unknown_teachers(content: dict[str, Any]) -> list[str]:
+    """Teachers that `distill` asks for and no section names."""
+    added = _raw(content, "extract", "added")
+    known = ["vit", "cnn", *(added if isinstance(added, dict) else ())]
+    return [
+        f"  distill.teachers: got {name!r}, expected one of {', '.join(map(str, known))} "
+        "(extract.added names more)"
+        for name in _listed(content, "distill", "teachers")
+        if name not in known
+    ]
+
+
+def _raw(content: dict[str, Any], section: str, name: str) -> Any:
+    fields = content.get(section)
+    return fields.get(name) if isinstance(fields, dict) else None
+
+
+def _listed(content: dict[str, Any], section: str, name: str) -> list[Any]:
+    names = _raw(content, section, name)
+    return names if isinstance(names, list) else []
 
 
 _EXPECTED = {

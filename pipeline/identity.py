@@ -24,45 +24,59 @@ CACHE_FORMAT = 1
 
 
 def build_identity(
-    run: Run, samples: Samples, vit: VideoModel, cnn: VideoModel, projection_sha256: str
+    run: Run,
+    samples: Samples,
+    teachers: Mapping[str, Mapping[str, Any]],
+    projection_sha256: str,
+    *,
+    available: int,
 ) -> dict[str, Any]:
     """The identity, plain JSON: equal to itself after a journey through a file.
 
     Args:
         run: the config.
         samples: for the dataset's name and its label map.
-        vit: the ViT teacher with its weights.
-        cnn: the CNN teacher with its weights.
+        teachers: `vit` and `cnn`, see `teacher_identity`.
         projection_sha256: digest of the fitted projection, see `projection_digest`.
+        available: how many samples there are to fit it on; a cache of fewer than the config asks
+            for must not grow beyond them with a projection of these few.
     """
     projection = run.extract.projection
     identity = {
         "format_version": CACHE_FORMAT,
         "dataset": {"name": samples.dataset, "classes": samples.classes},
         "views": {"rule_version": VIEW_RULE_VERSION, **asdict(view_rule(run.extract.views))},
-        "teachers": {
-            role: {
-                "model": model.name,
-                "weights_sha256": weights_digest(model.net),
-                "clip": clip_identity(model.clip),
-            }
-            for role, model in (("vit", vit), ("cnn", cnn))
-        },
+        "teachers": dict(teachers),
         "projection": {
             "kind": projection.kind,
             "dim": projection.dim,
             "grid": list(projection.grid),
             "ridge": projection.ridge,
-            "samples": projection.samples,
+            "samples": min(projection.samples, available),
             "seed": projection.seed,
             "sha256": projection_sha256,
         },
     }
     # A codec that loses something decides the value of a row; the others do not.
-    lossy = {name: codec for name, codec in run.extract.codecs.items() if codec.lossy}
+    lossy = {
+        name: codec
+        for name, codec in run.extract.codecs.items()
+        if codec.lossy and name.partition("/")[0] not in run.extract.added
+    }
     if lossy:
         identity["codecs"] = {name: codec.model_dump() for name, codec in lossy.items()}
     plain: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists
+    return plain
+
+
+def teacher_identity(model: VideoModel) -> dict[str, Any]:
+    """What decides the outputs of a teacher, plain JSON: architecture, weights, clip."""
+    identity = {
+        "model": model.name,
+        "weights_sha256": weights_digest(model.net),
+        "clip": clip_identity(model.clip),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
 
 

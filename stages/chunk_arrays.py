@@ -2,77 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import CacheWriter, PendingChunk, Status
+from cache import CacheWriter, PendingChunk, Status, TeacherCache
 from pipeline.clips import Read
-from pipeline.models import Features
 from pipeline.projection import Projection
 from pipeline.samples import Samples
 from stages.fields import clip_field
-from stages.rows import stored_values
-from stages.teachers import Teachers
+from stages.recorded import environment
+from stages.rows import Networks, stored_values, stored_values_of_added
+from stages.teachers import features
+
+
+class ExtractError(RuntimeError):
+    """Extraction stops; the message says why, and what was kept."""
 
 
 class ChunkArrays:
-    """The arrays of one chunk while its samples come in."""
+    """The arrays of one chunk while its samples come in: those of the fields that are pending.
 
-    def __init__(self, writer: CacheWriter, work: PendingChunk, students: Sequence[str]) -> None:
-        self._start = writer.sample_range(work.chunk).start
-        self._students = students
+    Where fields are added to rows that stand, the frames must be those that the rows were made of.
+
+    Attributes:
+        arrays: field → (samples of the chunk, views, ...).
+        errors: row → why not all of it is valid.
+    """
+
+    def __init__(
+        self, writer: CacheWriter, work: PendingChunk, networks: Networks, cache: TeacherCache
+    ) -> None:
+        """Begin with rows that are missing.
+
+        Args:
+            writer: of the cache.
+            work: which rows and fields.
+            networks: all for which something is stored.
+            cache: what stands.
+        """
+        samples = writer.sample_range(work.chunk)
+        self._start = samples.start
+        self._networks = networks
         self._views = len(work.views)
         self._fields = writer.layout.fields
-        count = len(writer.sample_range(work.chunk))
         self.errors: dict[int, str] = {}
         self.arrays: dict[str, NDArray[Any]] = {
-            name: np.full((count, self._views, *field.shape), field.fill, field.numpy_dtype)
-            for name, field in writer.layout.fields.items()
+            name: np.full(
+                (len(samples), self._views, *self._fields[name].shape),
+                self._fields[name].fill,
+                self._fields[name].numpy_dtype,
+            )
+            for name in work.fields
         }
+        self._students = [name for name in networks.students if clip_field(name) in self.arrays]
+        self._added = [name for name in networks.added if f"{name}/status" in self.arrays]
+        self._standing = None
+        if "status" not in self.arrays:
+            self._standing = _standing_rows(cache, samples, work.views)
 
-    def fill(
-        self, batch: Sequence[Read], teachers: Teachers, projection: Projection, batch_size: int
-    ) -> None:
-        """Enter what one batch of samples gives; the teachers take `batch_size` clips at once."""
+    def fill(self, batch: Sequence[Read], projection: Projection, batch_size: int) -> None:
+        """Enter what one batch of samples gives; the teachers take `batch_size` clips at once.
+
+        Raises:
+            ExtractError: a video is another one than when its standing rows were made.
+        """
         for read in batch:
-            place = read.row - self._start
-            if read.clips is None:
-                self.errors[read.row] = read.error or "unknown"
-                self.arrays["status"][place] = Status.UNREADABLE_VIDEO
-                continue
-            self.arrays["views"][place] = read.clips.views
-            self.arrays["input_digest"][place] = read.clips.digests
-            for student, clips in zip(self._students, read.clips.clips[2:], strict=True):
-                self.arrays[clip_field(student)][place] = clips
+            self._check_frames(read)
+            self._enter_frames(read)
         good = [read for read in batch if read.clips is not None]
         if not good:
             return
         rows = np.repeat([read.row - self._start for read in good], self._views)
         views = np.tile(np.arange(self._views), len(good))
-        start = 0
-        for vit, cnn in teachers.features(good, batch_size):
-            stop = start + len(vit.pooled)
-            self._enter(rows[start:stop], views[start:stop], vit, cnn, projection)
-            start = stop
+        places = [
+            (rows[start : start + batch_size], views[start : start + batch_size])
+            for start in range(0, len(rows), batch_size)
+        ]
+        if "status" in self.arrays:
+            outputs = self._networks.teachers.features(good, batch_size)
+            for place, (vit, cnn) in zip(places, outputs, strict=True):
+                self._enter(place, stored_values(vit, cnn, projection), "status")
+        for name in self._added:
+            model, which = self._networks.added[name], self._networks.added_clip(name)
+            for place, output in zip(places, features(model, good, which, batch_size), strict=True):
+                self._enter(place, stored_values_of_added(name, output), f"{name}/status")
+
+    def _enter_frames(self, read: Read) -> None:
+        """What is stored of a sample's frames themselves; or that there are none."""
+        place = read.row - self._start
+        if read.clips is None:
+            self.errors[read.row] = read.error or "unknown"
+            for name, array in self.arrays.items():
+                if self._fields[name].is_status:
+                    array[place] = Status.UNREADABLE_VIDEO
+            return
+        if "status" in self.arrays:
+            self.arrays["views"][place] = read.clips.views
+            self.arrays["input_digest"][place] = read.clips.digests[:, 0]
+        for name in self._students:
+            clips = read.clips.clips[self._networks.student_clip(name)]
+            self.arrays[clip_field(name)][place] = clips
+        for name in self._added:
+            digests = read.clips.digests[:, self._networks.added_digest(name)]
+            self.arrays[f"{name}/input_digest"][place] = digests
+
+    def _check_frames(self, read: Read) -> None:
+        """Fields are added only to rows of the very same frames."""
+        if self._standing is None:
+            return
+        place = read.row - self._start
+        valid = self._standing["status"][place] == Status.VALID
+        name = self._standing["sample_id"][place]
+        if read.clips is None:
+            if valid.any() and self._students:
+                raise ExtractError(
+                    f"sample {name} was readable when the cache was made, and is not now: "
+                    f"{read.error}. A field cannot be added without it; bring the video back"
+                )
+            return
+        other = valid & (self._standing["input_digest"][place] != read.clips.digests[:, 0])
+        if other.any():
+            raise ExtractError(
+                f"sample {name} has other frames than when the cache was made (by "
+                f"{environment()['decoder']} here; the cache's is in `dualkd-cache info`): a field "
+                "added to it would be of another video. Bring back video and decoder, or extract "
+                "again with another --out"
+            )
 
     def _enter(
         self,
-        rows: NDArray[np.int64],
-        views: NDArray[np.int64],
-        vit: Features,
-        cnn: Features,
-        projection: Projection,
+        place: tuple[NDArray[np.int64], NDArray[np.int64]],
+        stored: Mapping[str, NDArray[np.float16]],
+        status: str,
     ) -> None:
-        stored = stored_values(vit, cnn, projection)
+        rows, views = place
         fits = np.ones(len(rows), dtype=bool)
         for name, array in stored.items():
             fits &= self._fit(name, array, rows)
         for name, array in stored.items():
             self.arrays[name][rows[fits], views[fits]] = array[fits]
-        self.arrays["status"][rows, views] = np.where(fits, Status.VALID, Status.NON_FINITE_OUTPUT)
+        self.arrays[status][rows, views] = np.where(fits, Status.VALID, Status.NON_FINITE_OUTPUT)
 
     def _fit(
         self, name: str, array: NDArray[np.float16], rows: NDArray[np.int64]
@@ -95,3 +167,17 @@ class ChunkArrays:
     def failures(self, samples: Samples) -> dict[str, str]:
         """Sample id → reason."""
         return {samples.row(row).sample_id: error for row, error in self.errors.items()}
+
+
+def _standing_rows(
+    cache: TeacherCache, samples: range, views: Sequence[int]
+) -> dict[str, NDArray[Any]]:
+    """Statuses and digests of the rows that stand, (samples, views) each, and `sample_id`."""
+    rows, columns = (grid.ravel() for grid in np.meshgrid(samples, views, indexing="ij"))
+    shape = (len(samples), len(views))
+    standing = {
+        name: values.reshape(shape)
+        for name, values in cache.read(rows, columns, ["status", "input_digest"]).items()
+    }
+    names = cache.samples["sample_id"].slice(samples.start, len(samples)).to_pylist()
+    return {**standing, "sample_id": np.array(names, dtype=object)}

@@ -20,7 +20,7 @@ from queue import Empty, Queue
 import pyarrow as pa
 import torch
 
-from cache import CacheError, Status, TeacherCache, open_cache
+from cache import CacheError, TeacherCache, open_cache
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config import Run
 from pipeline.models import VideoModel, create_model
@@ -28,7 +28,7 @@ from pipeline.processes import exit_with_parent
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import LABELS_ONLY, EpochLog, Method, steps_in_epoch, train
 from pipeline.weights import load_weights, save_weights, weights_digest
-from stages.feed import Feed, used_statuses, valid_rows
+from stages.feed import Feed, used_part
 from stages.fields import clip_field
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
@@ -72,7 +72,7 @@ def distill(run: Run, *, cache_path: Path, device: torch.device, workers: int) -
         Job(run, variant, cache, out, str(device), max(1, cores // len(VARIANTS)), workers)
         for variant in VARIANTS
     ]
-    usable = valid_rows(run, cache)
+    usable = used_part(run, cache).valid
     rows = int(usable.any(axis=1).sum())
     console.print(f"{rows} of {cache.num_samples} samples × {usable.shape[1]} views can be used")
     steps = run.distill.train.epochs * steps_in_epoch(rows, run.distill.train.batch_size)
@@ -116,13 +116,13 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
     """
     samples = samples_from_table(cache.samples, str(cache.path))
     teachers = load_teachers(run, samples, torch.device("cpu"))
-    cache.check_identity(identity_for(run, samples, teachers, cache))
+    cache.check_identity(identity_for(run, samples, teachers.identities(), cache))
     views = run.distill_views
-    used = used_statuses(run, cache)
-    if cache.num_views < views or (used == Status.MISSING).any():
+    used = used_part(run, cache)
+    if cache.num_views < views or not used.made.all():
         raise CacheError(
-            f"{cache.path} holds {cache.num_views} views and {cache.coverage:.1%} of their rows; "
-            f"the config trains on {views} views of {len(used)} samples. "
+            f"{cache.path} holds {cache.num_views} views and {used.made.mean():.1%} of the rows in "
+            f"them; the config trains on {views} views of {len(used.rows)} samples. "
             f"`dualkd-cache extract --dataset {run.dataset} --views {views}` makes the rest, "
             "distill.views and distill.fraction choose less"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,32 +15,58 @@ from cache import CacheError, Status, TeacherCache
 from pipeline.clips import ClipDataset, Request, StoredViews, iterate
 from pipeline.config import Run
 from pipeline.models import model_entry
-from pipeline.samples import Samples
+from pipeline.samples import Samples, samples_from_table
 from pipeline.training import Batch, Method, TeacherRows, epoch_batches, steps_in_epoch
 from stages.fields import clip_field
 
 
-def used_statuses(run: Run, cache: TeacherCache) -> NDArray[np.uint8]:
-    """Statuses of the part of a cache that a run trains on, (samples, views).
+@dataclass(frozen=True)
+class Part:
+    """The part of a cache that a run trains on.
 
-    Samples stand in a shuffled order, so the first ones are an unbiased part of the dataset.
+    Attributes:
+        rows: its samples, (n,) indices, ascending. Samples stand in a shuffled order, so the first
+            ones are an unbiased part of what came together.
+        made: where all fields that are used have been made, (n, views) bool.
+        valid: where they can be trained on, (n, views) bool.
     """
-    samples = math.ceil(run.distill.fraction * cache.num_samples)
-    return cache.status[:samples, : run.distill_views]
+
+    rows: NDArray[np.int64]
+    made: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
 
 
-def valid_rows(run: Run, cache: TeacherCache) -> NDArray[np.bool_]:
-    """Which rows of that part can be trained on, (samples, views)."""
-    return np.asarray(used_statuses(run, cache) == Status.VALID)
+def used_part(run: Run, cache: TeacherCache) -> Part:
+    """Choose the rows that a run trains on, whatever the terms of its method.
+
+    Raises:
+        pipeline.samples.SamplesError: no sample is of the splits.
+        cache.FieldError: the cache lacks a teacher.
+    """
+    samples = samples_from_table(cache.samples, cache.place)
+    samples.of_splits(run.distill.splits)  # says which there are
+    rows = np.flatnonzero(np.isin(samples.table["split"].to_pylist(), run.distill.splits))
+    rows = rows[: math.ceil(run.distill.fraction * len(rows))]
+    method = Method(run.distill.weights, temperature=run.distill.temperature)
+    fields = ["status", *teacher_fields(run, samples, method)]
+    if (clips := clip_field(run.distill.student)) in cache.fields:
+        fields.append(clips)
+    statuses = np.stack([cache.status_of(name)[rows, : run.distill_views] for name in fields])
+    return Part(
+        rows=rows,
+        made=(statuses != Status.MISSING).all(axis=0),
+        valid=(statuses == Status.VALID).all(axis=0),
+    )
 
 
-def teacher_fields(samples: Samples, method: Method) -> list[str]:
+def teacher_fields(run: Run, samples: Samples, method: Method) -> list[str]:
     """The fields that a method's terms read; none for labels only."""
+    first, second = run.distill.teachers
     fields = []
     if method.weights.kd > 0:
-        fields += [f"{role}/logits/{head}" for role in ("vit", "cnn") for head in samples.heads]
+        fields += [f"{name}/logits/{head}" for name in (first, second) for head in samples.heads]
     if method.weights.rkd > 0:
-        fields.append("vit/pooled")
+        fields.append(f"{first}/pooled")
     if method.weights.sdd > 0:
         fields.append("residual")
     return fields
@@ -61,16 +88,17 @@ class Feed:
         device: torch.device,
         workers: int,
     ) -> None:
-        valid = valid_rows(run, cache)
-        self._rows = np.flatnonzero(valid.any(axis=1))
-        self._valid = [np.flatnonzero(valid[row]) for row in self._rows]
-        seed = run.distill.seed
-        self._turns = np.random.default_rng(seed).integers(valid.shape[1], size=len(self._rows))
+        part = used_part(run, cache)
+        usable = part.valid.any(axis=1)
+        self._rows = part.rows[usable]
+        self._valid = [np.flatnonzero(views) for views in part.valid[usable]]
+        draws = np.random.default_rng(run.distill.seed)
+        self._turns = draws.integers(part.valid.shape[1], size=len(self._rows))
         self._run, self._cache, self._samples, self._device = run, cache, samples, device
         self._workers = workers
         self._clip_field = clip_field(run.distill.student)
         self.stored = self._clip_field in cache.fields  # else the videos are decoded again
-        self._fields = teacher_fields(samples, method)
+        self._fields = teacher_fields(run, samples, method)
         self._ids = samples.table["sample_id"].to_pylist()
         self._labels = {
             head: samples.table[f"label_{head}"].to_numpy().astype(np.int64)
@@ -100,7 +128,7 @@ class Feed:
         Samples stand in the cache in a shuffled order, so a few chunks are an unbiased part of it.
         """
         places = np.concatenate(order)
-        chunks = self._rows[places] // self._cache.chunk_samples
+        chunks = self._cache.chunks_of(self._rows[places])
         generator = np.random.default_rng([self._run.distill.seed, epoch, 1])
         turn = generator.permutation(self._cache.num_chunks) // self._cache.chunks_held
         places = places[np.argsort(turn[chunks], kind="stable")]
@@ -149,10 +177,11 @@ class Feed:
                 name: torch.from_numpy(array).to(self._device).float()
                 for name, array in self._cache.read(rows, views, self._fields).items()
             }
+            vit, cnn = self._run.distill.teachers
             teachers = TeacherRows(
-                vit_logits={head: cached.get(f"vit/logits/{head}") for head in self._labels},
-                cnn_logits={head: cached.get(f"cnn/logits/{head}") for head in self._labels},
-                vit_pooled=cached.get("vit/pooled"),
+                vit_logits={head: cached.get(f"{vit}/logits/{head}") for head in self._labels},
+                cnn_logits={head: cached.get(f"{cnn}/logits/{head}") for head in self._labels},
+                vit_pooled=cached.get(f"{vit}/pooled"),
                 residual=cached.get("residual"),
             )
         return Batch(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cache import Field, TeacherCache, codec_from_json
 from pipeline.config import ConfigError, Run
-from pipeline.models import model_entry
+from pipeline.models import VideoModel, model_entry
 from pipeline.samples import Samples
 from stages.progress import console
-from stages.teachers import Teachers
+from stages.rows import Networks
 
 _CLIPS = "clip/"
 
@@ -26,28 +26,51 @@ def stored_students(cache: TeacherCache) -> list[str]:
     return [name.removeprefix(_CLIPS) for name in cache.fields if name.startswith(_CLIPS)]
 
 
-def cache_fields(run: Run, samples: Samples, teachers: Teachers) -> list[Field]:
+def cache_fields(
+    run: Run, samples: Samples, networks: Networks, stored: Mapping[str, Field] | None = None
+) -> list[Field]:
     """The arrays that a run stores, in the cache's order.
+
+    Args:
+        run: the config.
+        samples: for the heads.
+        networks: all for which something is stored.
+        stored: the fields of the cache if it stands already.
 
     Raises:
         pipeline.config.ConfigError: `extract.codecs` names another field.
         cache.CacheError: a codec does not suit its field's dtype.
     """
     fields = []
-    for role, model in teachers.by_role().items():
-        for head, classes in samples.heads.items():
-            fields.append(Field(f"{role}/logits/{head}", ("class",), (classes,), "float16"))
-        fields.append(Field(f"{role}/pooled", ("channel",), (model.pooled_channels,), "float16"))
+    for role, model in networks.teachers.by_role().items():
+        fields += _outputs(role, model, samples)
     projection = run.extract.projection
     shape = (projection.dim, *projection.grid)
     fields.append(Field("residual", ("channel", "time", "height", "width"), shape, "float16"))
-    return _with_codecs(run, fields + _clip_fields(run.extract.clips))
+    fields += _clip_fields(networks.students, stored or {})
+    for name, model in networks.added.items():
+        fields.append(Field(f"{name}/status", (), (), "uint8"))
+        fields.append(Field(f"{name}/input_digest", (), (), "uint64"))
+        fields += _outputs(name, model, samples)
+    return _with_codecs(run, fields)
 
 
-def _clip_fields(students: Sequence[str]) -> list[Field]:
+def _outputs(name: str, model: VideoModel, samples: Samples) -> list[Field]:
+    logits = [
+        Field(f"{name}/logits/{head}", ("class",), (classes,), "float16")
+        for head, classes in samples.heads.items()
+    ]
+    return [*logits, Field(f"{name}/pooled", ("channel",), (model.pooled_channels,), "float16")]
+
+
+def _clip_fields(students: Sequence[str], stored: Mapping[str, Field]) -> list[Field]:
     """The students' clips. In one group xarray wants one size per dimension: others get a name."""
     fields = []
     sizes: dict[tuple[str, str], int] = {}
+    for name, field in stored.items():
+        group = name.removeprefix(_CLIPS).rpartition("/")[0]
+        if name.startswith(_CLIPS):
+            sizes |= {(group, dim): size for dim, size in zip(field.dims, field.shape, strict=True)}
     for name in students:
         clip = model_entry(name).clip
         group, _, short = name.rpartition("/")

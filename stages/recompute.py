@@ -15,16 +15,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import Codec, Status, TeacherCache, open_cache
+from cache import (
+    Codec,
+    IdentityMismatch,
+    Status,
+    TeacherCache,
+    identity_differences,
+    open_cache,
+)
 from pipeline.clips import Read, Request, in_batches, iterate
 from pipeline.config import Run
+from pipeline.identity import teacher_identity
+from pipeline.models import VideoModel
 from pipeline.projection import Projection
 from pipeline.samples import Samples, read_samples, samples_from_table
 from stages.fields import clip_field, stored_students
 from stages.progress import track
 from stages.recorded import environment, recorded_samples_now, sample_differences
-from stages.rows import clip_dataset, drawn_views, stored_projection, stored_values
-from stages.teachers import Teachers, identity_for, load_teachers
+from stages.rows import (
+    Networks,
+    drawn_views,
+    stored_projection,
+    stored_values,
+    stored_values_of_added,
+)
+from stages.teachers import features, identity_for, load_added, load_teachers
 
 # A value may differ by this × (its own size + the root mean square of its row in the field). For
 # float16 it is four roundings (one is 2⁻¹¹) of the value, and as much of the row: small values are
@@ -115,13 +130,13 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
     """
     stored, now = open_cache(path, blocks=True), read_samples(run.samples_path)
     teachers = load_teachers(run, now, options.device)
-    stored.check_identity(identity_for(run, now, teachers, stored))
+    stored.check_identity(identity_for(run, now, teachers.identities(), stored))
+    networks = Networks(teachers, stored_students(stored), _added(run, stored, now, options))
     _check_samples(run, stored, now)
     places = _draw_rows(stored, options)
     result = Recomputed(len(places))
-    students, projection = stored_students(stored), stored_projection(stored)
-    samples = samples_from_table(stored.samples, str(path))
-    dataset = clip_dataset(run, samples, teachers, students)
+    projection = stored_projection(stored)
+    dataset = networks.dataset(run, samples_from_table(stored.samples, str(path)))
     requests: list[Request] = [(row, drawn_views(run, (view,))) for row, view in places.tolist()]
     parts = in_batches(requests, options.batch_size)
     reads = iterate(dataset, parts, options.workers)
@@ -134,9 +149,21 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
                 what = f"was readable when the cache was made, and is not now: {read.error}"
                 _note(result, stored, of_batch[place], what, "compare the file with its maker's")
         if good:
-            made = _make([batch[place] for place in good], teachers, projection, students)
+            made = _make([batch[place] for place in good], networks, projection)
             _compare(result, stored, of_batch[good], made)
     return result
+
+
+def _added(run: Run, stored: TeacherCache, now: Samples, options: Options) -> dict[str, VideoModel]:
+    """The added teachers that both the cache and the config have, with the recorded weights."""
+    added = load_added(run, now, options.device)
+    models = {name: model for name, model in added.items() if name in stored.added}
+    standing = {name: {**stored.added[name], "codecs": None} for name in models}
+    wanted = {name: {**teacher_identity(model), "codecs": None} for name, model in models.items()}
+    differences = identity_differences({"added": standing}, {"added": wanted})
+    if differences:
+        raise IdentityMismatch(stored.place, differences)
+    return models
 
 
 def _check_samples(run: Run, stored: TeacherCache, now: Samples) -> None:
@@ -168,18 +195,23 @@ def _draw_rows(stored: TeacherCache, options: Options) -> NDArray[np.int64]:
 
 
 def _make(
-    reads: Sequence[Read], teachers: Teachers, projection: Projection, students: Sequence[str]
+    reads: Sequence[Read], networks: Networks, projection: Projection
 ) -> dict[str, NDArray[Any]]:
     """The fields of one batch of rows, as `extract` makes them."""
     clips = [read.clips for read in reads if read.clips is not None]
-    ((vit, cnn),) = teachers.features(reads, len(reads))
+    ((vit, cnn),) = networks.teachers.features(reads, len(reads))
     made: dict[str, NDArray[Any]] = {
         "views": np.concatenate([of_row.views for of_row in clips]),
-        "input_digest": np.concatenate([of_row.digests for of_row in clips]),
+        "input_digest": np.concatenate([of_row.digests[:, 0] for of_row in clips]),
     }
-    for place, student in enumerate(students, start=2):
-        made[clip_field(student)] = np.concatenate([of_row.clips[place] for of_row in clips])
-    return made | stored_values(vit, cnn, projection)
+    for name in networks.students:
+        which = networks.student_clip(name)
+        made[clip_field(name)] = np.concatenate([of_row.clips[which] for of_row in clips])
+    made |= stored_values(vit, cnn, projection)
+    for name, model in networks.added.items():
+        (output,) = features(model, reads, networks.added_clip(name), len(reads))
+        made |= stored_values_of_added(name, output)
+    return made
 
 
 def _compare(

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from cache import TeacherCache
 from pipeline.clips import ClipDataset, DrawnViews
 from pipeline.config import Run
 from pipeline.identity import view_rule
-from pipeline.models import Features, model_entry
+from pipeline.models import Features, VideoModel, model_entry
 from pipeline.projection import Projection
 from pipeline.samples import Samples
 from stages.teachers import Teachers
@@ -26,13 +27,41 @@ def drawn_views(run: Run, views: Sequence[int]) -> DrawnViews:
     return DrawnViews(view_rule(run.extract.views), tuple(views))
 
 
-def clip_dataset(
-    run: Run, samples: Samples, teachers: Teachers, students: Sequence[str]
-) -> ClipDataset:
-    """Reads the clips of the ViT, of the CNN, then of each student."""
-    specs = [teachers.vit.clip, teachers.cnn.clip, *(model_entry(name).clip for name in students)]
-    # The digest is of what the teachers saw; a student's clip may be added later.
-    return ClipDataset(Path(run.prepare.root), samples, specs, digested=2)
+@dataclass(frozen=True)
+class Networks:
+    """All networks for which a cache stores something: of each view they get clips of one decode.
+
+    Attributes:
+        teachers: the ViT and the CNN.
+        students: those whose clips are stored.
+        added: further teachers by name.
+    """
+
+    teachers: Teachers
+    students: Sequence[str] = ()
+    added: Mapping[str, VideoModel] = field(default_factory=dict)
+
+    def student_clip(self, name: str) -> int:
+        """Which of a sample's clips is a student's."""
+        return len(self.teachers) + self.students.index(name)
+
+    def added_clip(self, name: str) -> int:
+        """Which of a sample's clips is an added teacher's."""
+        return len(self.teachers) + len(self.students) + list(self.added).index(name)
+
+    def added_digest(self, name: str) -> int:
+        """Which of a sample's digests is of the frames that an added teacher saw."""
+        return 1 + list(self.added).index(name)
+
+    def dataset(self, run: Run, samples: Samples) -> ClipDataset:
+        """Reads the clips of all of them; the first digest is of what the two teachers saw."""
+        specs = [
+            *(model.clip for model in self.teachers),
+            *(model_entry(name).clip for name in self.students),
+            *(model.clip for model in self.added.values()),
+        ]
+        digested = [range(len(self.teachers)), *([self.added_clip(name)] for name in self.added)]
+        return ClipDataset(Path(run.prepare.root), samples, specs, digested=digested)
 
 
 def stored_projection(cache: TeacherCache) -> Projection:
@@ -52,3 +81,10 @@ def stored_values(
         "residual": projection.residual(vit_map=vit.map, cnn_map=cnn.map),
     }
     return {name: tensor.half().cpu().numpy() for name, tensor in values.items()}
+
+
+def stored_values_of_added(name: str, features: Features) -> dict[str, NDArray[np.float16]]:
+    """What the cache stores of an added teacher's outputs: field → (batch, ...)."""
+    values = {f"{name}/logits/{head}": logits for head, logits in features.logits.items()}
+    values[f"{name}/pooled"] = features.pooled
+    return {field: tensor.half().cpu().numpy() for field, tensor in values.items()}

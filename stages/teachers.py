@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cache import TeacherCache
 from pipeline.clips import Read
 from pipeline.config import Run
-from pipeline.identity import build_identity
+from pipeline.identity import build_identity, teacher_identity
 from pipeline.models import Features, VideoModel
 from pipeline.samples import Samples
 from pipeline.views import normalise
@@ -31,22 +31,30 @@ class Teachers(NamedTuple):
         """Where they are."""
         return next(self.vit.parameters()).device
 
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """What decides their outputs, by role; weights are digested, which takes its time."""
+        return {role: teacher_identity(model) for role, model in self.by_role().items()}
+
     def by_role(self) -> dict[str, VideoModel]:
         """`vit` and `cnn`."""
         return self._asdict()
 
-    @torch.inference_mode()
     def features(
         self, reads: Sequence[Read], batch_size: int
     ) -> Iterator[tuple[Features, Features]]:
         """Outputs of both for all views of samples whose first two clips are theirs, in batches."""
-        both = [
-            np.concatenate([read.clips.clips[which] for read in reads if read.clips is not None])
-            for which in range(len(self))
-        ]
-        for start in range(0, len(both[0]), batch_size):
-            vit, cnn = (clips[start : start + batch_size] for clips in both)
-            yield _features(self.vit, vit), _features(self.cnn, cnn)
+        vit, cnn = (features(model, reads, n, batch_size) for n, model in enumerate(self))
+        return zip(vit, cnn, strict=True)
+
+
+@torch.inference_mode()
+def features(
+    model: VideoModel, reads: Sequence[Read], which: int, batch_size: int
+) -> Iterator[Features]:
+    """Outputs of a model for all views of samples, in batches; its clips are their `which`-th."""
+    clips = np.concatenate([read.clips.clips[which] for read in reads if read.clips is not None])
+    for start in range(0, len(clips), batch_size):
+        yield _features(model, clips[start : start + batch_size])
 
 
 def _features(model: VideoModel, clips: NDArray[np.uint8]) -> Features:
@@ -72,13 +80,37 @@ def load_teachers(run: Run, samples: Samples, device: torch.device) -> Teachers:
     return pair
 
 
+def load_added(run: Run, samples: Samples, device: torch.device) -> dict[str, VideoModel]:
+    """The teachers of `extract.added` by name; see `load_teachers`."""
+    added = {
+        name: load_weights(teacher.model, samples.heads, Path(teacher.weights))
+        for name, teacher in run.extract.added.items()
+    }
+    for model in added.values():
+        model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return added
+
+
 def identity_for(
-    run: Run, samples: Samples, teachers: Teachers, cache: TeacherCache
+    run: Run,
+    samples: Samples,
+    teachers: Mapping[str, Mapping[str, Any]],
+    cache: TeacherCache,
+    *,
+    more: int = 0,
 ) -> dict[str, Any]:
     """The identity that a standing cache has if it is the one the config describes.
 
     Its projection was fitted when it was made: the digest is the cache's own.
+
+    Args:
+        run: the config.
+        samples: for the dataset's name and its label map.
+        teachers: see `Teachers.identities`.
+        cache: the cache.
+        more: number of samples by which it is to grow.
     """
     projection = cache.identity.get("projection")
     sha256 = projection.get("sha256") if isinstance(projection, dict) else None
-    return build_identity(run, samples, teachers.vit, teachers.cnn, str(sha256))
+    available = cache.num_samples + more
+    return build_identity(run, samples, teachers, str(sha256), available=available)

@@ -104,7 +104,7 @@ def test_clips_and_digests_against_a_plain_decode(
             for index in rows:
                 digest = xxhash.xxh3_64_intdigest(np.ascontiguousarray(video[index]).tobytes())
                 hashes += digest.to_bytes(8, "little")
-        assert int(read.digests[row]) == xxhash.xxh3_64_intdigest(hashes)
+        assert int(read.digests[row, 0]) == xxhash.xxh3_64_intdigest(hashes)
 
 
 def test_one_decode_serves_all_views_and_networks_like_separate_ones(root: Path) -> None:
@@ -118,11 +118,11 @@ def test_one_decode_serves_all_views_and_networks_like_separate_ones(root: Path)
 
 def test_later_networks_do_not_change_the_digest(root: Path) -> None:
     both = read_clips(root, sample("h264"), VIEWS, SPECS)
-    first = read_clips(root, sample("h264"), VIEWS, SPECS, digested=1)
+    first = read_clips(root, sample("h264"), VIEWS, SPECS, digested=[[0], [1, 0]])
     alone = read_clips(root, sample("h264"), VIEWS, SPECS[:1])
-    np.testing.assert_array_equal(first.digests, alone.digests)
-    assert not np.any(first.digests == both.digests)
-    assert len(set(both.digests.tolist())) == 3
+    np.testing.assert_array_equal(first.digests[:, :1], alone.digests)
+    assert not np.any(first.digests == both.digests)  # (1, 0) is another order than (0, 1)
+    assert len(set(both.digests[:, 0].tolist())) == 3
 
 
 def test_a_digest_tells_of_a_changed_pixel(root: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import chain_making
 from cache.schema import fingerprint
 from pipeline import identity as identity_module
 from pipeline.config import Run
-from pipeline.identity import build_identity, projection_digest, view_rule
+from pipeline.identity import build_identity, projection_digest, teacher_identity, view_rule
 from pipeline.models import VideoModel, create_model
 from pipeline.samples import Sample, Samples, build_samples
 from pipeline.views import ViewRule
@@ -38,7 +38,10 @@ class Inputs:
     projection_sha256: str = "ab" * 32
 
     def identity(self) -> dict[str, Any]:
-        return build_identity(self.run, self.samples, self.vit, self.cnn, self.projection_sha256)
+        teachers = {"vit": teacher_identity(self.vit), "cnn": teacher_identity(self.cnn)}
+        return build_identity(
+            self.run, self.samples, teachers, self.projection_sha256, available=1000
+        )
 
 
 def made_samples(

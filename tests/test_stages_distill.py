@@ -105,7 +105,7 @@ def rows_of(clips: np.ndarray, clip: np.ndarray) -> list[int]:
 def test_only_the_fields_that_a_term_needs_are_read(mini: Run) -> None:
     samples = samples_from_table(open_cache(mini.cache_path).samples, "cache")
     weights = mini.distill.weights
-    assert teacher_fields(samples, Method(LABELS_ONLY)) == []
+    assert teacher_fields(mini, samples, Method(LABELS_ONLY)) == []
     only = {
         "kd": ["vit/logits/action", "cnn/logits/action"],
         "rkd": ["vit/pooled"],
@@ -113,7 +113,7 @@ def test_only_the_fields_that_a_term_needs_are_read(mini: Run) -> None:
     }
     for name, fields in only.items():
         chosen = LABELS_ONLY.model_copy(update={name: getattr(weights, name)})
-        assert teacher_fields(samples, Method(chosen)) == fields
+        assert teacher_fields(mini, samples, Method(chosen)) == fields
 
 
 def test_the_student_is_the_plain_backbone(mini: Run) -> None:

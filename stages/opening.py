@@ -1,0 +1,196 @@
+"""The cache at `--out`: is it the wanted one, what must it grow by, and where does another one go.
+
+Identity must agree; which samples, views and fields are there is extent, which grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from cache import (
+    CacheWriter,
+    Field,
+    IdentityMismatch,
+    TeacherCache,
+    identity_differences,
+    is_cache,
+    open_cache,
+    open_writer,
+)
+from pipeline.config import Run
+from pipeline.identity import teacher_identity
+from pipeline.samples import Samples
+from stages.chunk_arrays import ExtractError
+from stages.fields import cache_fields, clip_field, note_codecs
+from stages.progress import console
+from stages.recorded import recorded_samples_now, sample_differences
+from stages.rows import Networks
+from stages.teachers import identity_for
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the config asks for.
+
+    Attributes:
+        run: the config.
+        table: the samples table of today, all splits.
+        listed: the samples that are to be cached, in a shuffled order.
+        networks: all for which something is stored.
+        views: how many of each sample.
+    """
+
+    run: Run
+    table: Samples
+    listed: Samples
+    networks: Networks
+    views: int
+
+    @cached_property
+    def teachers(self) -> dict[str, dict[str, Any]]:
+        """What decides the outputs of the two teachers."""
+        return self.networks.teachers.identities()
+
+    @cached_property
+    def added(self) -> dict[str, dict[str, Any]]:
+        """What decides the outputs of the added teachers."""
+        return {name: teacher_identity(model) for name, model in self.networks.added.items()}
+
+    def fields(self, stored: TeacherCache | None = None) -> list[Field]:
+        """The arrays, where some stand already fitting to these."""
+        return cache_fields(self.run, self.table, self.networks, stored.fields if stored else {})
+
+    def new_samples(self, stored: TeacherCache) -> Samples:
+        """The samples that a cache lacks."""
+        ids = stored.samples["sample_id"].combine_chunks()
+        known = pc.is_in(self.listed.table["sample_id"], value_set=ids).to_numpy()
+        return self.listed.take(np.flatnonzero(~known))
+
+    def check(self, stored: TeacherCache) -> None:
+        """Check that a cache is this one, or can grow to be it.
+
+        Raises:
+            cache.IdentityMismatch: it was made from other inputs.
+            ExtractError: a sample of it is another one now, or it lacks what cannot be added.
+        """
+        more = len(self.new_samples(stored))
+        identity = identity_for(self.run, self.table, self.teachers, stored, more=more)
+        stored.check_identity(identity)
+        both = stored.added.keys() & self.added.keys()
+        added = {name: {**self.added[name], **_lossy(self.fields(stored), name)} for name in both}
+        standing = {name: stored.added[name] for name in both}
+        differences = identity_differences({"added": standing}, {"added": added})
+        if differences:
+            raise IdentityMismatch(stored.place, differences)
+        self._check_samples(stored)
+        addable = [clip_field(name) for name in self.networks.students]
+        absent = [
+            field.name
+            for field in self.fields(stored)
+            if field.name not in (*stored.fields, *addable) and _group(field) not in self.added
+        ]
+        if absent:
+            raise ExtractError(
+                f"{stored.place} was made without {', '.join(absent)}, which cannot be added. Give "
+                "another --out, or --replace, which moves this cache aside"
+            )
+
+    def _check_samples(self, stored: TeacherCache) -> None:
+        """The cache's samples are among those of today: same ids, files, stretches and labels."""
+        today, lost = recorded_samples_now(stored.samples, self.table.table)
+        if lost:
+            raise ExtractError(
+                f"{stored.place} holds {len(lost)} samples that the samples table does not list, "
+                f"the first is {lost[0]}. Prepare the samples table that it was made from, use "
+                "another --out, or --replace"
+            )
+        for difference in sample_differences(stored.samples, today):
+            raise ExtractError(f"{stored.place}: {difference}. Use another --out, or --replace")
+
+
+def grow(writer: CacheWriter, stored: TeacherCache, wanted: Wanted) -> None:
+    """Make room for what a cache lacks; not a byte of a row is touched."""
+    out, fields = stored.place, wanted.fields(stored)
+    note_codecs(stored.path, stored.fields, fields)
+    new = wanted.new_samples(stored)
+    if len(new):
+        console.print(f"{out} grows by {len(new)} samples")
+        writer.add_samples(new.table)
+    if wanted.views > writer.num_views:
+        console.print(f"{out} grows from {writer.num_views} to {wanted.views} views")
+        writer.add_views(wanted.views - writer.num_views)
+    absent = [field for field in fields if field.name not in stored.fields]
+    clips = [field for field in absent if _group(field) not in wanted.added]
+    if clips:
+        console.print(f"{out} grows by {', '.join(field.name for field in clips)}")
+        writer.add_fields(clips)
+    for name, identity in wanted.added.items():
+        if name not in stored.added:
+            console.print(f"{out} grows by the teacher {name}")
+            its = [field for field in absent if _group(field) == name]
+            writer.add_fields(its, {name: identity})
+
+
+def open_wanted(out: Path, wanted: Wanted) -> CacheWriter:
+    """Open the cache at `out` for writing, and make room for what it lacks.
+
+    Raises:
+        cache.IdentityMismatch: it was made from other inputs.
+        ExtractError: a sample of it is another one now, or it lacks what cannot be added.
+        cache.CacheError: it is damaged, or is being written.
+    """
+    stored = open_cache(out)
+    wanted.check(stored)
+    writer = open_writer(out, identity=stored.identity)
+    try:
+        grow(writer, stored, wanted)
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def put_in_place(out: Path, wanted: Wanted) -> None:
+    """Move another cache at `out` aside, and bring the wanted one back if it stands aside."""
+
+    def is_wanted(path: Path) -> bool:
+        try:
+            wanted.check(open_cache(path))
+        except (IdentityMismatch, ExtractError):
+            return False
+        return True
+
+    if not is_cache(out) or is_wanted(out):
+        return
+    mark = open_cache(out).fingerprint[:12]
+    aside, number = out.with_name(f"{out.name}-{mark}"), 1
+    while aside.exists():
+        number += 1
+        aside = out.with_name(f"{out.name}-{mark}-{number}")
+    out.rename(aside)
+    console.print(f"{out} held another cache, {mark}: moved to {aside}")
+    for other in sorted(out.parent.glob(f"{out.name}-*")):
+        if is_cache(other) and is_wanted(other):
+            other.rename(out)
+            console.print(f"{other} is the cache that is wanted: moved back to {out}")
+            return
+
+
+def _group(field: Field) -> str:
+    return field.name.partition("/")[0]
+
+
+def _lossy(fields: list[Field], teacher: str) -> dict[str, Any]:
+    """What an added teacher's codecs decide of its values, as the cache records it."""
+    codecs = {
+        field.name: field.codec.to_json()
+        for field in fields
+        if field.codec and field.codec.lossy and _group(field) == teacher
+    }
+    return {"codecs": codecs} if codecs else {}
