@@ -50,12 +50,6 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compressed_cache(tmp_path_factory.mktemp("full") / "packed.cache")
 
 
-@pytest.fixture
-def copy(tmp_path: Path, full: Path) -> Path:
-    """The same, to be spoilt."""
-    return Path(shutil.copytree(full, tmp_path / "copy.cache"))
-
-
 def chunk_file(field: Field, chunk: int = 2) -> str:
     """A chunk file of view 0, as a path inside the cache; the last one has two rows of padding."""
     return f"{field.name}/c.{chunk}.0{'.0' * len(field.shape)}"
