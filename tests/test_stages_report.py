@@ -204,7 +204,9 @@ def test_another_config_than_the_student_was_trained_with_is_refused(
     outputs: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(outputs)
-    with pytest.raises(ReportError, match=r"distill\.weights\.rkd is 0\.0, but the student .* 0\.5"):
+    with pytest.raises(
+        ReportError, match=r"distill\.weights\.rkd is 0\.0, but the student .* 0\.5"
+    ):
         report(load_run(videos, ("kd", "sdd")), cache_path=CACHE)
 
 
