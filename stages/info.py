@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from stages.progress import PlainConsole
 
 
 def show(facts: dict[str, Any]) -> None:
     """Print what `cache.describe` says, for people."""
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     rows, failures = facts["rows"], facts["failures"]
     about = Table.grid(padding=(0, 2))
     about.add_row("cache", facts["path"])

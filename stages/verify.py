@@ -8,16 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from cache import Kind, Verification, open_cache, repair_cache, verify_cache
-from stages.progress import track
+from stages.progress import PlainConsole, track
 from stages.recorded import environment
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from stages.recompute import Recomputed
 
-_console = Console(highlight=False, soft_wrap=True, markup=False)
+_console = PlainConsole(soft_wrap=True)
 
 
 def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]:
