@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from cache.layout import (
     METADATA,
     Layout,
     chunk_key,
+    on_full_disk,
     read_file,
     sync,
     written_folders,
@@ -75,18 +75,19 @@ def create_cache(
         projection: the fitted projections by name, float32.
 
     Raises:
-        CacheError: the place is taken, or an argument is not as described.
+        CacheError: the place is taken, an argument is not as described, or the disk is full.
     """
-    lock = make_cache(
-        Path(path),
-        identity=identity,
-        provenance=provenance,
-        samples=samples,
-        fields=fields,
-        views=views,
-        chunk_samples=chunk_samples,
-        projection=projection,
-    )
+    with on_full_disk(Path(path), "it is not made"):
+        lock = make_cache(
+            Path(path),
+            identity=identity,
+            provenance=provenance,
+            samples=samples,
+            fields=fields,
+            views=views,
+            chunk_samples=chunk_samples,
+            projection=projection,
+        )
     return CacheWriter(Path(path), lock)
 
 
@@ -121,7 +122,8 @@ class CacheWriter:
             lock: its lock, held.
         """
         self._lock = lock
-        settle_manifest(path)
+        with on_full_disk(path, "adding views to it cannot be finished, what was there stands"):
+            settle_manifest(path)
         self._layout = read_layout(path)
         commits = read_commits(self._layout)
         self._written = commits.rows.copy()
@@ -178,7 +180,7 @@ class CacheWriter:
         """Make room for more views; no chunk file is touched.
 
         Raises:
-            CacheError: `count` is less than 1.
+            CacheError: `count` is less than 1, or the disk is full.
         """
         if count < 1:
             raise CacheError(f"{count} views to add, expected at least 1")
@@ -186,7 +188,8 @@ class CacheWriter:
         fields = sorted(self._layout.fields.values(), key=lambda f: f == STATUS_FIELD)
         names = [f"{field.name}/{METADATA}" for field in fields]
         grown = {name: self._with_views(name, self.num_views + count) for name in names}
-        replace_files(self._layout.path, grown)
+        with on_full_disk(self._layout.path, "no views are added, what was there stands"):
+            replace_files(self._layout.path, grown)
         self._layout = read_layout(self._layout.path)
         self._written = np.pad(self._written, ((0, 0), (0, count)))
 
@@ -216,7 +219,8 @@ class CacheWriter:
         """
         chosen = self._check_views(chunk, views)
         check_arrays(self._layout, chunk, arrays, len(chosen))
-        try:
+        lost = f"chunk {chunk} is not written, what was committed before is safe and not made again"
+        with on_full_disk(self._layout.path, lost):
             checksums = self._write_files(chunk, arrays, chosen)
             publish(
                 self._layout,
@@ -226,14 +230,6 @@ class CacheWriter:
                 statuses=arrays[STATUS_FIELD.name],
                 failures=failures or {},
             )
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise CacheError(
-                    f"no space left for {self._layout.path}: chunk {chunk} is not written, what "
-                    "was committed before is safe. Free some space and run the same command again: "
-                    "it goes on from here"
-                ) from error
-            raise
         self._written[chunk, chosen] = True
 
     def _write_files(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -163,6 +164,11 @@ def sign(cache: Path, file: str, data: bytes) -> None:
     del document["crc32c"]
     document["files"][file] = {"bytes": len(data) + 4, "crc32c": f"{checksum:08x}"}
     commit.write_bytes(seal(document))
+
+
+def full_disk(*_: object) -> NoReturn:
+    """Stand in for a call that writes: there is no space left."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 class InterruptionError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache, repair_cache
+from cache_making import full_disk
 from chain_making import nudge_weights, options, write_config
 from pipeline.clips import StoredViews, read_clips
 from pipeline.config import ConfigError, Run
@@ -107,6 +109,30 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     extract(mini, options(mini))
     assert files_of(mini.cache_path) == undisturbed
     assert len(calls) == 4  # three chunks, one of them twice
+
+
+@pytest.mark.parametrize(("holder", "name"), [(Path, "replace"), (os, "fsync"), (Path, "rename")])
+def test_a_full_disk_stops_the_run_and_loses_no_chunk(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, holder: object, name: str
+) -> None:
+    """Full as a chunk file, the disk itself, or the commit is written."""
+    undisturbed = files_of(mini.cache_path)
+    shutil.rmtree(mini.cache_path)
+    write = CacheWriter.write_chunk
+
+    def disturbed(self: CacheWriter, chunk: int, *args: Any, **kwargs: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if chunk == 1:
+                patch.setattr(holder, name, full_disk)
+            write(self, chunk, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "write_chunk", disturbed)
+        with pytest.raises(CacheError, match=r"chunk 1 is not written, .* run the same command"):
+            extract(mini, options(mini))
+    assert open_cache(mini.cache_path).coverage == 5 / 14
+    extract(mini, options(mini))
+    assert files_of(mini.cache_path) == undisturbed
 
 
 def test_more_views_leave_the_old_files_as_they_are(mini: Run) -> None:
