@@ -7,7 +7,7 @@ from typing import Any
 
 from cache.commits import count_statuses
 from cache.reader import open_cache
-from cache.schema import FORMAT_VERSION, Status
+from cache.schema import FORMAT_VERSION, STATUS_FIELD, Status
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -19,7 +19,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         samples that came together), `views`, `chunk_samples`; `fields` (name → dims, shape, dtype,
         codec, row_bytes as read, bytes as stored, coverage); `row_bytes` and `bytes` of all fields;
         `coverage` in [0, 1], of rows with all fields; `rows` by status and `failures` by kind;
-        `errors` (sample id → reason); `identity`, `provenance`.
+        `rows_of_added` (teacher that came later → its rows by status); `errors` (sample id →
+        reason); `identity`, `provenance`.
 
     Raises:
         CacheError: there is no cache, or it is damaged.
@@ -60,6 +61,10 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "coverage": cache.coverage,
         "rows": rows,
         "failures": {kind: rows[kind] for kind in failures},
+        "rows_of_added": {
+            name: count_statuses(cache.status_of(f"{name}/{STATUS_FIELD.name}"))
+            for name in cache.added
+        },
         "errors": cache.failures,
         "identity": cache.identity,
         "provenance": cache.provenance,

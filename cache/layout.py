@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -196,6 +198,27 @@ def read_file(path: Path) -> tuple[bytes, int]:
     if actual != written:
         raise DamagedError(f"{path} is damaged: crc32c is {actual:08x}, written was {written:08x}")
     return data, actual
+
+
+@contextmanager
+def on_full_disk(path: Path, lost: str) -> Iterator[None]:
+    """Say what it means for a cache if the disk is full.
+
+    Args:
+        path: the cache.
+        lost: what is not done then, and what stands.
+
+    Raises:
+        CacheError: there is no space left on the disk, or no more of it for this user.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CacheError(
+            f"no space left for {path}: {lost}. Free some space and run the same command again"
+        ) from error
 
 
 def sync(paths: Iterable[Path]) -> None:

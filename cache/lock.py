@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import weakref
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,8 +37,9 @@ class CacheLock:
             raise CacheError(f"{folder} cannot be written: {error}") from error
         since = datetime.now(UTC).isoformat(timespec="seconds")
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
+        with suppress(OSError):  # a full disk does not stop a repair, which makes room
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
         _held.add(self)
 
     def _acquire(self, folder: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from cache.layout import (
     CHECKSUM_BYTES,
     Layout,
     chunk_key,
+    on_full_disk,
     read_file,
     sync,
     written_folders,
@@ -77,18 +77,19 @@ def create_cache(
         projection: the fitted projections by name, float32.
 
     Raises:
-        CacheError: the place is taken, or an argument is not as described.
+        CacheError: the place is taken, an argument is not as described, or the disk is full.
     """
-    lock = make_cache(
-        Path(path),
-        identity=identity,
-        provenance=provenance,
-        samples=samples,
-        fields=fields,
-        views=views,
-        chunk_samples=chunk_samples,
-        projection=projection,
-    )
+    with on_full_disk(Path(path), "it is not made"):
+        lock = make_cache(
+            Path(path),
+            identity=identity,
+            provenance=provenance,
+            samples=samples,
+            fields=fields,
+            views=views,
+            chunk_samples=chunk_samples,
+            projection=projection,
+        )
     return CacheWriter(Path(path), lock)
 
 
@@ -123,7 +124,8 @@ class CacheWriter:
             lock: its lock, held.
         """
         self._lock = lock
-        settle_manifest(path)
+        with on_full_disk(path, "its growth cannot be finished, what was there stands"):
+            settle_manifest(path)
         self._layout = read_layout(path)
         commits = read_commits(self._layout)
         self._present = commits.present
@@ -195,7 +197,7 @@ class CacheWriter:
         """Make room for more views; no chunk file is touched.
 
         Raises:
-            CacheError: `count` is less than 1, or too large.
+            CacheError: `count` is less than 1 or too large, or the disk is full.
         """
         self._grow(partial(add_views, count=count))
 
@@ -208,7 +210,7 @@ class CacheWriter:
             samples: a table with the columns and types of the cache's own, and other ids.
 
         Raises:
-            CacheError: the table is none of these, or too long.
+            CacheError: the table is none of these or too long, or the disk is full.
         """
         self._grow(partial(add_samples, samples=samples))
 
@@ -223,12 +225,13 @@ class CacheWriter:
             teachers: name → what decides the values of its fields, for teachers that are added.
 
         Raises:
-            CacheError: a field is there already, or they do not fit the cache.
+            CacheError: a field is there already, they do not fit the cache, or the disk is full.
         """
         self._grow(partial(add_fields, fields=fields, teachers=teachers or {}))
 
     def _grow(self, change: Callable[[Layout], None]) -> None:
-        change(self._layout)
+        with on_full_disk(self._layout.path, "it does not grow, what was there stands"):
+            change(self._layout)
         self._layout = read_layout(self._layout.path)
         self._present = read_commits(self._layout).present
 
@@ -262,7 +265,8 @@ class CacheWriter:
         check_fields(self._layout, chunk, arrays.keys(), pending)
         standing = self._standing_statuses(chunk, chosen, arrays.keys())
         check_arrays(self._layout, chunk, arrays, len(chosen), standing)
-        try:
+        lost = f"chunk {chunk} is not written, what was committed before is safe and not made again"
+        with on_full_disk(self._layout.path, lost):
             checksums = self._write_files(chunk, arrays, chosen)
             publish(
                 self._layout,
@@ -276,14 +280,6 @@ class CacheWriter:
                 },
                 failures=failures or {},
             )
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise CacheError(
-                    f"no space left for {self._layout.path}: chunk {chunk} is not written, what "
-                    "was committed before is safe. Free some space and run the same command again: "
-                    "it goes on from here"
-                ) from error
-            raise
         for name in arrays:
             self._present[name][chunk, chosen] = True
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stages.wording import printable
+
 if TYPE_CHECKING:
     import torch
 
@@ -246,7 +248,7 @@ def _run(command: typer.Typer) -> None:
     except Exception as error:
         if not _explains_itself(error):
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(1)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from stages.progress import PlainConsole
 
 
 def show(facts: dict[str, Any]) -> None:
     """Print what `cache.describe` says, for people."""
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     rows, failures = facts["rows"], facts["failures"]
     about = Table.grid(padding=(0, 2))
     about.add_row("cache", facts["path"])
@@ -25,33 +26,44 @@ def show(facts: dict[str, Any]) -> None:
         if isinstance(top1, float) and isinstance(top5, float):
             videos = f"{_inside(accuracy, 'videos')} videos of {_inside(accuracy, 'split')}"
             about.add_row("", f"top-1 {top1:.1%}, top-5 {top5:.1%}, {videos}")
+    for name, teacher in facts["added"].items():
+        weights = str(_inside(teacher, "weights_sha256"))[:12]
+        made = facts["rows_of_added"][name]
+        counts = ", ".join(f"{count} {kind}" for kind, count in made.items() if count)
+        about.add_row(name, f"{_inside(teacher, 'model')}, weights {weights}, added later")
+        about.add_row("", f"rows: {counts}")
     splits = ", ".join(f"{count} {split}" for split, count in facts["samples_by_split"].items())
-    about.add_row("samples", f"{facts['samples']} ({splits}) × {facts['views']} views")
+    parts = f", in {len(facts['parts'])} parts" if len(facts["parts"]) > 1 else ""
+    about.add_row("samples", f"{facts['samples']} ({splits}{parts}) × {facts['views']} views")
     about.add_row("coverage", f"{facts['coverage']:.1%}, {rows['valid']} valid rows")
     bad = ", ".join(f"{count} {kind}" for kind, count in failures.items() if count) or "none"
     about.add_row("failed rows", bad)
     about.add_row("size", f"{facts['bytes'] / 1e6:.1f} MB, {facts['row_bytes']} bytes per row")
     console.print(about)
     fields = Table(box=box.SIMPLE_HEAD)
-    fields.add_column("field", no_wrap=True)
-    fields.add_column("shape", no_wrap=True)
-    fields.add_column("dtype")
-    fields.add_column("codec")
-    fields.add_column("bytes per row", justify="right")
-    fields.add_column("MB", justify="right")
-    for name, field in facts["fields"].items():
-        shape = "×".join(str(size) for size in field["shape"])
-        fields.add_row(
-            name,
-            shape,
-            field["dtype"],
-            " ".join(str(value) for value in (field["codec"] or {}).values()),
-            str(field["row_bytes"]),
-            f"{field['bytes'] / 1e6:.2f}",
-        )
+    columns = ["field", "row", "dtype", "codec", "bytes/row", "MB", "made"]
+    rows_of_fields = [_field_row(name, field) for name, field in facts["fields"].items()]
+    told = {"codec": any(row[3] for row in rows_of_fields), "made": facts["coverage"] < 1}
+    shown = [index for index, name in enumerate(columns) if told.get(name, True)]
+    for index in shown:
+        fields.add_column(columns[index], no_wrap=True, justify="right" if index > 3 else "left")
+    for row in rows_of_fields:
+        fields.add_row(*(row[index] for index in shown))
     console.print(fields)
     for sample, reason in facts["errors"].items():
         console.print(f"failed: {sample}: {reason}")
+
+
+def _field_row(name: str, field: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        "×".join(str(size) for size in field["shape"][2:]) or "1",
+        field["dtype"],
+        " ".join(str(value) for value in (field["codec"] or {}).values()),
+        str(field["row_bytes"]),
+        f"{field['bytes'] / 1e6:.2f}",
+        f"{field['coverage']:.1%}",
+    ]
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -166,15 +166,18 @@ def put_in_place(out: Path, wanted: Wanted) -> None:
             return False
         return True
 
-    if not is_cache(out) or is_wanted(out):
-        return
-    mark = open_cache(out).fingerprint[:12]
-    aside, number = out.with_name(f"{out.name}-{mark}"), 1
-    while aside.exists():
-        number += 1
-        aside = out.with_name(f"{out.name}-{mark}-{number}")
-    out.rename(aside)
-    console.print(f"{out} held another cache, {mark}: moved to {aside}")
+    if is_cache(out):
+        if is_wanted(out):
+            return
+        mark = open_cache(out).fingerprint[:12]
+        aside, number = out.with_name(f"{out.name}-{mark}"), 1
+        while aside.exists():
+            number += 1
+            aside = out.with_name(f"{out.name}-{mark}-{number}")
+        out.rename(aside)
+        console.print(f"{out} held another cache, {mark}: moved to {aside}")
+    elif out.exists():
+        return  # something else, which is never moved
     for other in sorted(out.parent.glob(f"{out.name}-*")):
         if is_cache(other) and is_wanted(other):
             other.rename(out)

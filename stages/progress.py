@@ -1,11 +1,14 @@
-"""Progress of long work: share done, rate, time left; a line now and then where no terminal is."""
+"""Progress of long work: share done, rate, time left; a line now and then where no terminal is.
+
+Also the console that all stages print to.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -20,9 +23,24 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stages.wording import printable
+
 Item = TypeVar("Item")
-console = Console(stderr=True, highlight=False)
 _LINE_EVERY_SEC = 10.0
+
+
+class PlainConsole(Console):
+    """Prints text as it is: names and reasons come from elsewhere and may hold anything."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Turn text into what is printed; rich calls it for lines and for cells of tables."""
+        return super().render_str(printable(text), **options)
+
+
+console = PlainConsole(stderr=True)
 
 
 class _Rate(ProgressColumn):

@@ -106,12 +106,14 @@ class Recomputed:
         rows: number of rows that were made again.
         fields: differences by field, over the rows whose video could be read.
         findings: the rows that do not come out as they stand in the cache.
+        left_out: the added teachers that the config does not name.
     """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.fields: dict[str, FieldDifference] = {}
         self.findings: list[RowFinding] = []
+        self.left_out: list[str] = []
 
 
 def recompute(run: Run, path: Path, options: Options) -> Recomputed:
@@ -135,6 +137,7 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
     _check_samples(run, stored, now)
     places = _draw_rows(stored, options)
     result = Recomputed(len(places))
+    result.left_out = sorted(stored.added.keys() - networks.added.keys())
     projection = stored_projection(stored)
     dataset = networks.dataset(run, samples_from_table(stored.samples, str(path)))
     requests: list[Request] = [(row, drawn_views(run, (view,))) for row, view in places.tolist()]

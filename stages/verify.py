@@ -8,16 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from cache import Kind, Verification, open_cache, repair_cache, verify_cache
-from stages.progress import track
+from stages.progress import PlainConsole, track
 from stages.recorded import environment
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from stages.recompute import Recomputed
 
-_console = Console(highlight=False, soft_wrap=True, markup=False)
+_console = PlainConsole(soft_wrap=True)
 
 
 def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]
     Returns:
         plain JSON: `path`, `ok`, `fingerprint`, `coverage`, `rows` by status, `files`, `bytes`,
         `seconds`, `findings`, `versions` that are others here (name → recorded, present), and
-        `recomputed` (`rows`, `fields`, `findings`), null where nothing was made again.
+        `recomputed` (`rows`, `fields`, `findings`, `left_out`), null where nothing was made again.
 
     Raises:
         cache.CacheError: there is no cache, or it is another one than the config describes.
@@ -83,6 +81,8 @@ def show(facts: dict[str, Any]) -> None:
                 f"  {name}: {field['largest']:.3g}, {field['of_tolerance']:.3g} × the tolerance"
                 f"{codec}"
             )
+        for name in recomputed["left_out"]:
+            _console.print(f"  {name}: not made again, the config has no such extract.added")
         for finding in recomputed["findings"]:
             _console.print(f"{finding['sample_id']}, view {finding['view']}: {finding['what']}")
             _console.print(f"  {finding['way_out']}")
@@ -146,4 +146,5 @@ def _plain(recomputed: Recomputed) -> dict[str, Any]:
         "rows": recomputed.rows,
         "fields": {name: asdict(field) for name, field in recomputed.fields.items()},
         "findings": [asdict(finding) for finding in recomputed.findings],
+        "left_out": recomputed.left_out,
     }

@@ -1,6 +1,8 @@
-"""Numbers for people: 12.3 %, +1.2 points, 4.9 M, 38 kB, 7 min 12 s."""
+"""Numbers for people: 12.3 %, +1.2 points, 4.9 M, 38 kB, 7 min 12 s; text that only reads."""
 
 from __future__ import annotations
+
+import unicodedata
 
 _SPACE = "\u202f"  # narrow and no-break: a number and its unit stay on one line
 _NOTHING = "–"
@@ -67,3 +69,11 @@ def duration(seconds: float) -> str:
     if hours >= 100 or not minutes:
         return f"{count(seconds / 3600)}{_SPACE}h"
     return f"{hours}{_SPACE}h {minutes}{_SPACE}min"
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere with its control characters spelled out: it cannot steer a terminal."""
+    return "".join(
+        repr(one)[1:-1] if unicodedata.category(one)[0] == "C" and one != "\n" else one
+        for one in text
+    )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Run, load_config
+from pipeline.config import Run, Teacher, load_config
 from pipeline.models import create_model
-from pipeline.weights import save_weights
+from pipeline.weights import load_weights, save_weights
 from stages.extract import Options
 
 CONFIG = """
@@ -59,6 +59,14 @@ def write_teachers(run: Run) -> None:
     torch.manual_seed(0)
     for teacher in (run.teach.vit, run.teach.cnn):
         save_weights(create_model(teacher.model, 14), Path(teacher.weights), {"made": "random"})
+
+
+def nudge_weights(teacher: Teacher) -> None:
+    """Change a teacher's weights file a little."""
+    model = load_weights(teacher.model, {"action": 14}, Path(teacher.weights))
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    save_weights(model, Path(teacher.weights), {})
 
 
 def options(run: Run, *, replace: bool = False, views: int | None = None) -> Options:

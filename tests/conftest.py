@@ -51,3 +51,9 @@ def mini(extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     shutil.copytree(extracted, folder)
     monkeypatch.chdir(folder)
     return chain_making.write_config(folder)
+
+
+@pytest.fixture
+def copy(full: Path, tmp_path: Path) -> Path:
+    """A copy of the cache that the test's file has as `full`, to be spoilt."""
+    return Path(shutil.copytree(full, tmp_path / "copy.cache"))

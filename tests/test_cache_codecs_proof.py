@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numcodecs
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from cache import (
     verify_cache,
 )
 from cache.codecs import ATTRIBUTE
-from cache.sealed import seal
 from cache_making import (
     BLOSC,
     CLIP,
@@ -36,6 +34,7 @@ from cache_making import (
     contents,
     fill_cache,
     packed_identity,
+    sign,
     whole,
 )
 
@@ -51,26 +50,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compressed_cache(tmp_path_factory.mktemp("full") / "packed.cache")
 
 
-@pytest.fixture
-def copy(tmp_path: Path, full: Path) -> Path:
-    """The same, to be spoilt."""
-    return Path(shutil.copytree(full, tmp_path / "copy.cache"))
-
-
 def chunk_file(field: Field, chunk: int = 2) -> str:
     """A chunk file of view 0, as a path inside the cache; the last one has two rows of padding."""
     return f"{field.name}/c.{chunk}.0{'.0' * len(field.shape)}"
-
-
-def sign(cache: Path, file: str, data: bytes) -> None:
-    """Replace a chunk file as a stranger would who made the cache: its commit agrees with it."""
-    checksum = google_crc32c.value(data)
-    (cache / file).write_bytes(data + checksum.to_bytes(4, "little"))
-    commit = cache / "commits" / f"{file.split('/c.')[1][0]}.json"
-    document = json.loads(commit.read_bytes())
-    del document["crc32c"]
-    document["files"][file] = {"bytes": len(data) + 4, "crc32c": f"{checksum:08x}"}
-    commit.write_bytes(seal(document))
 
 
 def encode(field: Field, values: np.ndarray[Any, Any]) -> bytes:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cache import CacheError, open_cache, open_writer
-from cache_making import IDENTITY, full_cache, make_cache
+from cache import CacheError, open_cache, open_writer, repair_cache
+from cache_making import IDENTITY, full_cache, full_disk, make_cache
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,3 +74,14 @@ def test_another_ones_lock_outlives_our_second_close(tmp_path: Path) -> None:
         first.close()
         assert (tmp_path / "c" / ".lock").exists()
     assert not (tmp_path / "c" / ".lock").exists()
+
+
+def test_a_full_disk_does_not_stop_who_only_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = full_cache(tmp_path / "c")
+    (path / "vit" / "pooled" / "c.1.0.0").unlink()
+    monkeypatch.setattr(os, "pwrite", full_disk)  # that is how the lock says who holds it
+    assert [dropped.chunk for dropped in repair_cache(path).dropped] == [1]
+    with open_writer(path, identity=IDENTITY), pytest.raises(CacheError, match="another process"):
+        open_writer(path, identity=IDENTITY)

@@ -50,12 +50,6 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return full_cache(tmp_path_factory.mktemp("full") / "tiny.cache")
 
 
-@pytest.fixture
-def copy(tmp_path: Path, full: Path) -> Path:
-    """The same, to be spoilt."""
-    return Path(shutil.copytree(full, tmp_path / "copy.cache"))
-
-
 # --- what a cache tells ------------------------------------------------------------------------
 
 

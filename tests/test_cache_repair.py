@@ -37,12 +37,6 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def copy(tmp_path: Path, full: Path) -> Path:
-    """The same, to be spoilt."""
-    return Path(shutil.copytree(full, tmp_path / "copy.cache"))
-
-
 def flip(path: Path) -> None:
     """Change one bit in the middle of a file."""
     content = bytearray(path.read_bytes())

@@ -37,12 +37,6 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return full_cache(tmp_path_factory.mktemp("full") / "tiny.cache", **SMALL)
 
 
-@pytest.fixture
-def copy(tmp_path: Path, full: Path) -> Path:
-    """The same, to be spoilt."""
-    return Path(shutil.copytree(full, tmp_path / "copy.cache"))
-
-
 def found(path: Path) -> dict[str, str]:
     """File → what is wrong with it, of all damage."""
     findings = verify_cache(path).findings

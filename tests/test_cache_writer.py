@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -42,6 +41,7 @@ from cache_making import (
     expected_rows,
     fill_cache,
     full_cache,
+    full_disk,
     interrupt_at,
     make_cache,
     samples_table,
@@ -462,10 +462,6 @@ def test_a_full_disk_says_so_and_is_resumable(
     tmp_path: Path, full: Path, monkeypatch: pytest.MonkeyPatch, holder: object, name: str
 ) -> None:
     path = tmp_path / "c"
-
-    def full_disk(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with make_cache(path) as writer:
         writer.write_chunk(0, chunk_arrays(writer, 0, (0, 1)))
         with monkeypatch.context() as patch:
@@ -475,4 +471,38 @@ def test_a_full_disk_says_so_and_is_resumable(
         assert "run the same command again" in str(no.value)
     with open_writer(path, identity=IDENTITY) as writer:
         fill_cache(writer)
+    assert contents(path) == contents(full)
+
+
+def test_a_full_disk_leaves_nothing_of_a_cache_in_the_making(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(CacheError, match=r"no space left for .*/c: it is not made\. Free some"):
+        make_cache(tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_stops_the_growing_and_nothing_is_lost(
+    tmp_path: Path, full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = Path(shutil.copytree(full, tmp_path / "c")), Path.rename
+
+    def full_after_manifest(source: Path, target: Path) -> Path:
+        return rename(source, target) if target.name == "manifest.json" else full_disk()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full_after_manifest)
+        message = r"no space left .* it does not grow, what was there stands\. Free some space"
+        with (
+            open_writer(path, identity=IDENTITY) as writer,
+            pytest.raises(CacheError, match=message),
+        ):
+            writer.add_views(1)
+        patch.setattr(Path, "rename", full_disk)
+        with pytest.raises(
+            CacheError, match=r"no space left .* cannot be finished, what was there"
+        ):
+            open_writer(path, identity=IDENTITY)
+    open_writer(path, identity=IDENTITY).close()
     assert contents(path) == contents(full)

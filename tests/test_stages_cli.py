@@ -6,13 +6,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from cache import describe
+from cache_making import IDENTITY, make_cache
 from pipeline.config import Run
 from stages import cli
+from stages.info import show
+from stages.progress import console
 
 COMMANDS = [
     (cli.app, "prepare"),
@@ -111,6 +116,60 @@ def test_info_on_no_cache_says_so(
 ) -> None:
     assert run(monkeypatch, "dualkd-cache", "info", "configs") == 1
     assert "configs" in capsys.readouterr().err
+
+
+STEERING = "[/nope]:x:\x1b[31m\x9b2J\x07\r\u202e"
+SPELLED = r"[/nope]:x:\x1b[31m\x9b2J\x07\r\u202e"
+
+
+@pytest.mark.parametrize("claims", [{}, {"accuracy": []}, {"accuracy": {"vit": {"top1": "x"}}}])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"dataset": "tiny"},
+        {"dataset": ["tiny"], "teachers": ["mvit"]},
+        {"dataset": {"name": [[]]}, "teachers": {"vit": "mvit", "cnn": [1], "": None}},
+        {"dataset": {}, "teachers": {"vit": {"model": 10**300, "weights_sha256": {}}}},
+    ],
+)
+def test_info_shows_what_a_stranger_says_of_itself(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    inputs: dict[str, Any],
+    claims: dict[str, Any],
+) -> None:
+    identity = {"format_version": 1, **inputs}
+    make_cache(tmp_path / "c", identity=identity, provenance=claims).close()
+    show(describe(tmp_path / "c"))
+    out = capsys.readouterr().out
+    assert "10 (7 train, 3 test)" in out
+    assert "top-1" not in out
+
+
+def test_what_a_stranger_writes_does_not_steer_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No control characters, and no markup, be it in a table, a line, or an error."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    teacher = {"model": STEERING, "weights_sha256": STEERING}
+    identity = {**IDENTITY, "dataset": {"name": STEERING}, "teachers": {"vit": teacher}}
+    accuracy = {"top1": 0.5, "top5": 0.75, "videos": [4], "split": STEERING}
+    path = tmp_path / "c"
+    make_cache(path, identity=identity, provenance={"accuracy": {"vit": accuracy}}).close()
+    (path / f"{STEERING.replace('/', '')}\udcff").touch()  # the byte 0xff is no UTF-8
+    assert run(monkeypatch, "dualkd-cache", "info", str(path)) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(SPELLED) == 3
+    assert f"top-1 50.0%, top-5 75.0%, [4] videos of {SPELLED}" in shown
+    assert run(monkeypatch, "dualkd-cache", "verify", str(path)) == 1
+    found = capsys.readouterr().out
+    assert rf"{SPELLED.replace('/', '')}\udcff belongs to nothing" in found
+    assert run(monkeypatch, "dualkd-cache", "info", str(tmp_path / STEERING)) == 1
+    error = capsys.readouterr().err
+    assert SPELLED in error
+    console.print(STEERING)
+    assert capsys.readouterr().err == f"{SPELLED}\n"
+    assert all(part.isprintable() for part in (shown + found + error).split("\n"))
 
 
 def test_help_does_not_import_torch() -> None:

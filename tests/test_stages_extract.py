@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -14,13 +15,14 @@ import pytest
 import torch
 
 from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache, repair_cache
-from chain_making import options, write_config
+from cache_making import full_disk
+from chain_making import nudge_weights, options, write_config
 from pipeline.clips import StoredViews, read_clips
 from pipeline.config import ConfigError, Run
 from pipeline.projection import Projection
 from pipeline.samples import read_samples, samples_from_table
 from pipeline.views import normalise
-from pipeline.weights import load_weights, save_weights
+from pipeline.weights import load_weights
 from stages.extract import ExtractError, extract
 
 
@@ -109,6 +111,30 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert len(calls) == 4  # three chunks, one of them twice
 
 
+@pytest.mark.parametrize(("holder", "name"), [(Path, "replace"), (os, "fsync"), (Path, "rename")])
+def test_a_full_disk_stops_the_run_and_loses_no_chunk(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, holder: object, name: str
+) -> None:
+    """Full as a chunk file, the disk itself, or the commit is written."""
+    undisturbed = files_of(mini.cache_path)
+    shutil.rmtree(mini.cache_path)
+    write = CacheWriter.write_chunk
+
+    def disturbed(self: CacheWriter, chunk: int, *args: Any, **kwargs: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if chunk == 1:
+                patch.setattr(holder, name, full_disk)
+            write(self, chunk, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "write_chunk", disturbed)
+        with pytest.raises(CacheError, match=r"chunk 1 is not written, .* run the same command"):
+            extract(mini, options(mini))
+    assert open_cache(mini.cache_path).coverage == 5 / 14
+    extract(mini, options(mini))
+    assert files_of(mini.cache_path) == undisturbed
+
+
 def test_more_views_leave_the_old_files_as_they_are(mini: Run) -> None:
     before = {path: path.read_bytes() for path in mini.cache_path.rglob("c.*")}
     extract(mini, options(mini, views=3))
@@ -135,11 +161,7 @@ def test_another_identity_is_refused_naming_the_field(
 
 
 def test_other_weights_are_refused(mini: Run) -> None:
-    path = Path(mini.teach.cnn.weights)
-    model = load_weights(mini.teach.cnn.model, {"action": 14}, path)
-    with torch.no_grad():
-        next(model.parameters()).add_(1e-3)
-    save_weights(model, path, {})
+    nudge_weights(mini.teach.cnn)
     with pytest.raises(IdentityMismatch, match=r"teachers\.cnn\.weights_sha256"):
         extract(mini, options(mini))
 
@@ -221,13 +243,13 @@ def test_too_many_bad_videos_stop_the_run(mini: Run) -> None:
     assert (cache.status == Status.VALID).all()
 
 
-def test_a_field_that_the_cache_lacks_is_asked_for_in_vain(mini: Run) -> None:
-    clips = "clips: [pytorchvideo/x3d_nano"
-    run = write_config(Path.cwd(), (clips, f"{clips}, pytorchvideo/x3d_tiny"))
-    with pytest.raises(ExtractError, match="made without clip/pytorchvideo/x3d_tiny"):
-        extract(run, options(run))
-    extract(run, options(run, replace=True))
-    assert "clip/pytorchvideo/x3d_tiny" in open_cache(run.cache_path).fields
+def test_replace_brings_a_cache_back_to_an_empty_place(mini: Run) -> None:
+    """As after a run that failed once the other cache had been moved aside."""
+    mark = open_cache(mini.cache_path).fingerprint[:12]
+    before = files_of(mini.cache_path)
+    mini.cache_path.rename(mini.cache_path.with_name(f"cache-{mark}"))
+    extract(mini, options(mini, replace=True))
+    assert files_of(mini.cache_path) == before
 
 
 def test_figures_of_another_cache_are_not_those_of_the_run(mini: Run) -> None:

@@ -16,10 +16,9 @@ import torch
 import chain_making
 from cache import DamagedError, IdentityMismatch, Kind, open_cache, repair_cache, verify_cache
 from cache.commits import package_versions
-from chain_making import write_config
+from chain_making import nudge_weights, write_config
 from pipeline.config import Run
 from pipeline.samples import Samples, read_samples, write_samples
-from pipeline.weights import load_weights, save_weights
 from stages import cli, recompute
 from stages.extract import extract
 from stages.recompute import TOLERANCE, Options, RecomputeError
@@ -178,11 +177,7 @@ def test_another_identity_is_refused_first(mini: Run) -> None:
     other = write_config(Path.cwd(), ("span_sec: 1.4", "span_sec: 1.0"))
     with pytest.raises(IdentityMismatch, match=r"views\.span_sec: cache 1.4, wanted 1.0"):
         recompute.recompute(other, other.cache_path, options(0))
-    path = Path(mini.teach.vit.weights)
-    model = load_weights(mini.teach.vit.model, {"action": 14}, path)
-    with torch.no_grad():
-        next(model.parameters()).add_(1e-3)
-    save_weights(model, path, {})
+    nudge_weights(mini.teach.vit)
     with pytest.raises(IdentityMismatch, match=r"teachers\.vit\.weights_sha256"):
         recompute.recompute(write_config(Path.cwd()), mini.cache_path, options(0))
 
