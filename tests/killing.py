@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import chain_making
-from pipeline.config import Run, load_config
+from pipeline.config import AddedTeacher, Run, load_config
 from stages import extract as stage
 
 SAMPLES = 6
@@ -41,13 +41,13 @@ def run_in_fork(body: Callable[[], None], kill_after_sec: float | None = None) -
 
 
 def extract(run: Run, out: Path, log: Path, on_event: Callable[[], None] | None = None) -> None:
-    """Extract to `out`, noting each chunk that is begun in `log`."""
+    """Extract to `out` and let it grow, noting each chunk that is begun in `log`."""
 
     class Noted(stage.ChunkArrays):
-        def __init__(self, writer: Any, work: Any, students: Any) -> None:
+        def __init__(self, writer: Any, work: Any, *others: Any) -> None:
             with log.open("a") as file:
                 file.write(f"{work.chunk}\n")
-            super().__init__(writer, work, students)
+            super().__init__(writer, work, *others)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in FILE_EVENTS and out.name in str(arguments[0]):
@@ -56,7 +56,18 @@ def extract(run: Run, out: Path, log: Path, on_event: Callable[[], None] | None 
     stage.ChunkArrays = Noted  # type: ignore[misc]
     if on_event is not None:
         sys.addaudithook(hook)
-    stage.extract(run, replace(chain_making.options(run), out=out, limit=SAMPLES))
+    options = replace(chain_making.options(run), out=out)
+    for asked, limit in ((run, SAMPLES - 2), (grown(run), SAMPLES)):
+        stage.extract(asked, replace(options, limit=limit))
+
+
+def grown(run: Run) -> Run:
+    """The run with the clips of another student and a third teacher."""
+    changes = {
+        "clips": [*run.extract.clips, "pytorchvideo/x3d_tiny"],
+        "added": {"slow": AddedTeacher(model=run.teach.cnn.model, weights=run.teach.cnn.weights)},
+    }
+    return run.model_copy(update={"extract": run.extract.model_copy(update=changes)})
 
 
 def commits(out: Path) -> list[str]:

@@ -7,9 +7,13 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cache import open_cache
+from chain_making import options, write_config
 from pipeline.config import Run
+from stages.extract import extract
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ["cache", "pipeline", "pipeline/datasets", "stages", "benchmarks"]
@@ -74,10 +78,19 @@ def test_the_architecture_page_knows_every_module(folder: str) -> None:
     assert listed == sorted(modules)
 
 
-def test_the_example_of_the_format_page_runs(mini: Run, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("splits", ["train", "train, test"])
+def test_the_example_of_the_format_page_runs(
+    mini: Run, capsys: pytest.CaptureFixture[str], splits: str
+) -> None:
+    run = write_config(Path.cwd(), ("splits: [train]", f"splits: [{splits}]"))
+    extract(run, options(run))
     page = (ROOT / "docs" / "cache-format.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     script = Path("example.py")
     script.write_text(example.replace("outputs/demo/cache", str(mini.cache_path)))
     runpy.run_path(str(script))
-    assert "accuracy of the ViT teacher on view 0: 0." in capsys.readouterr().out
+    cache = open_cache(mini.cache_path)
+    rows = np.arange(cache.num_samples)
+    logits = cache.read(rows, np.zeros_like(rows))["vit/logits/action"]
+    accuracy = (logits.argmax(1) == cache.samples["label_action"].to_numpy()).mean()
+    assert f"accuracy of the ViT teacher on view 0: {accuracy}\n" in capsys.readouterr().out
