@@ -1,6 +1,7 @@
 """The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
 
 from cache.codecs import BitRound, BloscZstd, Codec, Fixed8, codec_from_json
+from cache.commits import package_versions
 from cache.create import check_place
 from cache.findings import Finding, Kind, Verification
 from cache.info import describe
@@ -58,6 +59,7 @@ __all__ = [
     "is_cache",
     "open_cache",
     "open_writer",
+    "package_versions",
     "repair_cache",
     "verify_cache",
 ]

@@ -68,12 +68,14 @@ class Commits:
         checksums: field → crc32c of their data; (chunks, views) uint32.
         sizes: field → bytes of the files; (chunks, views) int64.
         failures: sample id → why its rows are not valid.
+        packages: package → the versions that made the rows, sorted.
     """
 
     present: dict[str, NDArray[np.bool_]]
     checksums: dict[str, NDArray[np.uint32]]
     sizes: dict[str, NDArray[np.int64]]
     failures: dict[str, str]
+    packages: dict[str, list[str]]
 
     def coverage(self, layout: Layout, fields: Collection[str]) -> float:
         """The part of the rows of which all these fields are committed; in [0, 1]."""
@@ -142,8 +144,12 @@ def gather(layout: Layout, commits: Iterable[Commit]) -> Commits:
         checksums={name: np.zeros(shape, np.uint32) for name in layout.fields},
         sizes={name: np.zeros(shape, np.int64) for name in layout.fields},
         failures={},
+        packages={},
     )
     for commit in commits:
+        for package, version in commit.packages.items():
+            versions = together.packages.get(package, [])
+            together.packages[package] = sorted({*versions, version})
         together.failures.update(commit.failures)
         for (name, view), checksum in commit.checksums.items():
             together.present[name][commit.chunk, view] = True

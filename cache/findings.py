@@ -71,7 +71,6 @@ class Verification:
         findings: everything that is not as it was recorded.
         files: number of files that were found.
         bytes: their size.
-        present: package → the version that is installed here.
         fingerprint: of the identity; None where the metadata are too damaged to read the rest.
         provenance: as it is recorded.
         coverage: the part of the rows that is committed; a partial cache can be a sound one.
@@ -83,17 +82,11 @@ class Verification:
     findings: list[Finding]
     files: int
     bytes: int
-    present: dict[str, str]
     fingerprint: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     coverage: float = 0.0
     rows: dict[str, int] = field(default_factory=dict)
     packages: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def other_packages(self) -> list[str]:
-        """The packages whose version here is not that, or not all of those, of the commits."""
-        return [name for name, made in self.packages.items() if made != [self.present.get(name)]]
 
     @property
     def ok(self) -> bool:

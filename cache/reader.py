@@ -149,6 +149,11 @@ class TeacherCache:
         return self._layout.provenance
 
     @property
+    def packages(self) -> dict[str, list[str]]:
+        """Package → the versions that made the rows."""
+        return self._commits.packages
+
+    @property
     def fingerprint(self) -> str:
         """The identity's sha256, recomputed when the cache was opened."""
         return self._layout.fingerprint

@@ -21,7 +21,6 @@ from cache.commits import (
     free_name,
     gather,
     is_commit,
-    package_versions,
     read_commit,
 )
 from cache.create import is_temporary
@@ -69,7 +68,7 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
     files, findings = _list_files(folder)
     recorded, damaged = _check_manifest(folder, files)
     findings += damaged
-    proof = Verification(folder, findings, len(files), sum(files.values()), package_versions())
+    proof = Verification(folder, findings, len(files), sum(files.values()))
     whole = all(name in files for name in _metadata(recorded))
     layout = _read_layout(folder, whole=whole, damaged=bool(damaged))
     if layout is None or not (folder / COMMITS).is_dir():
@@ -93,7 +92,7 @@ def verify_cache(path: str | os.PathLike[str], watch: Watch = iter) -> Verificat
         provenance=layout.provenance,
         coverage=together.coverage(layout, layout.fields),
         rows=chunks.rows,
-        packages=_packages(commits),
+        packages=together.packages,
     )
 
 
@@ -269,14 +268,6 @@ def _chunk_place(layout: Layout, key: str) -> tuple[Field, int, int] | None:
 def _commit_files(layout: Layout, files: Mapping[str, int]) -> list[Path]:
     """The commits that are plain files."""
     return [path for path in commit_paths(layout) if commit_file(path) in files]
-
-
-def _packages(commits: Iterable[Commit]) -> dict[str, list[str]]:
-    versions: dict[str, set[str]] = defaultdict(set)
-    for commit in commits:
-        for name, version in commit.packages.items():
-            versions[name].add(version)
-    return {name: sorted(found) for name, found in sorted(versions.items())}
 
 
 def _reason(folder: Path, file: str, error: Exception) -> str:

@@ -32,6 +32,7 @@ from stages.feed import Feed, used_part
 from stages.fields import clip_field
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
+from stages.recorded import tell_other_versions
 from stages.teachers import identity_for, load_teachers
 
 VARIANTS = ("baseline", "student")
@@ -58,6 +59,7 @@ def distill(run: Run, *, cache_path: Path, device: torch.device, workers: int) -
     """
     cache = open_cache(cache_path, blocks=True)
     check_cache(run, cache)
+    tell_other_versions(cache)
     stored = clip_field(run.distill.student) in cache.fields
     source = f"stored in {cache_path}" if stored else "decoded from the videos as they are needed"
     console.print(f"{cache}; the student's clips are {source}")

@@ -29,7 +29,7 @@ from pipeline.samples import Samples
 from stages.chunk_arrays import ExtractError
 from stages.fields import cache_fields, clip_field, note_codecs
 from stages.progress import console
-from stages.recorded import recorded_samples_now, sample_differences
+from stages.recorded import recorded_samples_now, sample_differences, tell_other_versions
 from stages.rows import Networks
 from stages.teachers import identity_for
 
@@ -147,6 +147,7 @@ def open_wanted(out: Path, wanted: Wanted) -> CacheWriter:
     """
     stored = open_cache(out)
     wanted.check(stored)
+    tell_other_versions(stored)
     writer = open_writer(out, identity=stored.identity)
     try:
         grow(writer, stored, wanted)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cache import TeacherCache, package_versions
 from pipeline.video import decoder_version
+from stages.progress import console
 
 
 def environment() -> dict[str, str]:
@@ -18,6 +21,39 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "decoder": decoder_version(),
     }
+
+
+def other_versions(
+    packages: Mapping[str, Sequence[str]], provenance: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
+    """What is another version here than when the rows of a cache were made.
+
+    Args:
+        packages: package → the versions that made rows.
+        provenance: the cache's.
+
+    Returns:
+        name → recorded, present: of packages, and of machine, Python and decoder.
+    """
+    here = package_versions()
+    others = {
+        name: (" and ".join(made), here.get(name, "none"))
+        for name, made in packages.items()
+        if list(made) != [here.get(name)]
+    }
+    for name, present in environment().items():
+        recorded = provenance.get(name, present)
+        if recorded != present:
+            others[name] = (str(recorded), present)
+    return others
+
+
+def tell_other_versions(cache: TeacherCache) -> None:
+    """Say, on the progress' console, which versions are others here: told, never refused."""
+    others = other_versions(cache.packages, cache.provenance)
+    if others:
+        told = "; ".join(f"{name} {made}, here {now}" for name, (made, now) in others.items())
+        console.print(f"{cache.place} was made with other versions: {told}")
 
 
 def sample_differences(recorded: pa.Table, present: pa.Table) -> Iterator[str]:

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache import Kind, Verification, open_cache, repair_cache, verify_cache
+from cache import Kind, open_cache, repair_cache, verify_cache
 from stages.progress import PlainConsole, track
-from stages.recorded import environment
+from stages.recorded import other_versions
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from stages.recompute import Recomputed
@@ -48,7 +48,7 @@ def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]
         "bytes": proof.bytes,
         "seconds": seconds,
         "findings": [asdict(finding) for finding in proof.findings],
-        "versions": _other_versions(proof),
+        "versions": other_versions(proof.packages, proof.provenance),
         "recomputed": _plain(recomputed) if recomputed else None,
     }
 
@@ -126,19 +126,6 @@ def repair(path: Path, *, failed: bool = False) -> bool:
 
 def _track(units: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
     return track(units, total=len(units), what="verifying", unit="chunks")
-
-
-def _other_versions(proof: Verification) -> dict[str, tuple[str, str]]:
-    """Name → recorded, present: of packages (from the commits) and of machine and decoder."""
-    others = {
-        name: (" and ".join(proof.packages[name]), proof.present.get(name, "none"))
-        for name in proof.other_packages
-    }
-    for name, present in environment().items():
-        recorded = proof.provenance.get(name, present)
-        if recorded != present:
-            others[name] = (str(recorded), present)
-    return others
 
 
 def _plain(recomputed: Recomputed) -> dict[str, Any]:

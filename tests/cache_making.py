@@ -56,6 +56,16 @@ PROJECTION = {
 }
 
 
+ADDED_CLIP = Field("clip/x3d", ("frame", "colour"), (4, 3), "uint8")
+SLOW = (
+    Field("slow/status", (), (), "uint8"),
+    Field("slow/input_digest", (), (), "uint64"),
+    Field("slow/pooled", ("channel",), (7,), "float16"),
+    Field("slow/logits/action", ("class",), (3,), "float16", BitRound(4)),
+)
+TEACHER = {"model": "slowfast", "weights_sha256": "cc"}
+
+
 def samples_table(count: int) -> pa.Table:
     """A samples table whose parquet metadata say something too."""
     return pa.table(
@@ -162,6 +172,24 @@ def packed_identity(fields: tuple[Field, ...] = PACKED_FIELDS) -> dict[str, Any]
 def compressed_cache(path: Path, fields: tuple[Field, ...] = PACKED_FIELDS) -> Path:
     """A full cache of 10 samples in 2 views in 3 chunks."""
     return full_cache(path, fields=fields, identity=packed_identity(fields))
+
+
+def more_samples(first: int, count: int) -> pa.Table:
+    """Samples behind the first ones."""
+    return samples_table(first + count).slice(first)
+
+
+def add_samples(writer: CacheWriter) -> None:
+    """Five more: the last chunk before them, of 4, has only 2."""
+    writer.add_samples(more_samples(10, 5))
+
+
+GROWTHS: dict[str, Callable[[CacheWriter], None]] = {
+    "views": lambda writer: writer.add_views(1),
+    "samples": add_samples,
+    "field": lambda writer: writer.add_fields([ADDED_CLIP]),
+    "teacher": lambda writer: writer.add_fields(SLOW, {"slow": TEACHER}),
+}
 
 
 def contents(path: Path, *, commits: bool = False) -> dict[str, bytes]:

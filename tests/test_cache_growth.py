@@ -15,7 +15,6 @@ import pytest
 import zarr
 
 from cache import (
-    BitRound,
     CacheError,
     CacheWriter,
     Field,
@@ -30,9 +29,14 @@ from cache import (
 )
 from cache.manifest import read_manifest
 from cache_making import (
+    ADDED_CLIP,
     FIELDS,
+    GROWTHS,
     IDENTITY,
+    SLOW,
+    TEACHER,
     InterruptionError,
+    add_samples,
     chunk_arrays,
     contents,
     expected_rows,
@@ -40,36 +44,10 @@ from cache_making import (
     full_cache,
     interrupt_at,
     make_cache,
+    more_samples,
     samples_table,
     whole,
 )
-
-CLIP = Field("clip/x3d", ("frame", "colour"), (4, 3), "uint8")
-SLOW = (
-    Field("slow/status", (), (), "uint8"),
-    Field("slow/input_digest", (), (), "uint64"),
-    Field("slow/pooled", ("channel",), (7,), "float16"),
-    Field("slow/logits/action", ("class",), (3,), "float16", BitRound(4)),
-)
-TEACHER = {"model": "slowfast", "weights_sha256": "cc"}
-
-
-def more_samples(first: int, count: int) -> pa.Table:
-    """Samples behind the first ones."""
-    return samples_table(first + count).slice(first)
-
-
-def add_samples(writer: CacheWriter) -> None:
-    """Five more: the last chunk before them, of 4, has only 2."""
-    writer.add_samples(more_samples(10, 5))
-
-
-GROWTHS: dict[str, Callable[[CacheWriter], None]] = {
-    "views": lambda writer: writer.add_views(1),
-    "samples": add_samples,
-    "field": lambda writer: writer.add_fields([CLIP]),
-    "teacher": lambda writer: writer.add_fields(SLOW, {"slow": TEACHER}),
-}
 
 # zarr says of numcodecs' filters that they are no part of its format, and warns of other files.
 pytestmark = [
@@ -104,7 +82,7 @@ def check_all_rows(path: Path) -> None:
     cache = open_cache(path, blocks=True)
     samples, views = np.divmod(np.arange(cache.num_samples * cache.num_views), cache.num_views)
     expected = expected_rows(samples, views, tuple(cache.fields.values()))
-    clip = expected.get(CLIP.name)
+    clip = expected.get(ADDED_CLIP.name)
     for name, values in cache.read(samples, views).items():
         codec = cache.fields[name].codec
         wanted = expected[name] if codec is None else codec.stored(expected[name])
@@ -139,16 +117,18 @@ def test_growth_leaves_every_old_byte_alone(path: Path, kind: str) -> None:
 
 def test_what_is_pending_after_growth(path: Path) -> None:
     with open_writer(path, identity=IDENTITY) as writer:
-        writer.add_fields([CLIP])
+        writer.add_fields([ADDED_CLIP])
         writer.add_views(1)
         expected = []
         for chunk in range(3):
             expected += [
-                PendingChunk(chunk, (0, 1), (CLIP.name,)),
-                whole(chunk, (2,), (*FIELDS, CLIP)),
+                PendingChunk(chunk, (0, 1), (ADDED_CLIP.name,)),
+                whole(chunk, (2,), (*FIELDS, ADDED_CLIP)),
             ]
         assert writer.pending() == expected
-        assert writer.pending([CLIP.name])[0] == PendingChunk(0, (0, 1, 2), (CLIP.name,))
+        assert writer.pending([ADDED_CLIP.name])[0] == PendingChunk(
+            0, (0, 1, 2), (ADDED_CLIP.name,)
+        )
         assert writer.pending(["status"]) == [
             PendingChunk(chunk, (2,), ("status",)) for chunk in range(3)
         ]
@@ -220,9 +200,9 @@ def test_growth_writes_what_zarrs_resize_writes(path: Path, tmp_path: Path) -> N
 
 def test_new_arrays_are_those_that_a_new_cache_has(path: Path, tmp_path: Path) -> None:
     with open_writer(path, identity=IDENTITY) as writer:
-        writer.add_fields([CLIP])
+        writer.add_fields([ADDED_CLIP])
     made = tmp_path / "made"
-    make_cache(made, fields=(*FIELDS, CLIP)).close()
+    make_cache(made, fields=(*FIELDS, ADDED_CLIP)).close()
     assert contents(path).keys() - contents(full_cache(tmp_path / "old")).keys() == {
         "clip/zarr.json",
         "clip/x3d/zarr.json",
@@ -265,18 +245,18 @@ def test_an_interrupted_growth_is_undone_or_taken_up(tmp_path: Path, full: Path,
 
 def test_a_field_that_is_half_made_is_told(path: Path) -> None:
     with open_writer(path, identity=IDENTITY) as writer:
-        writer.add_fields([CLIP])
+        writer.add_fields([ADDED_CLIP])
         work = writer.pending()[0]
         writer.write_chunk(0, chunk_arrays(writer, 0, work.views, work.fields))
     cache = open_cache(path)
     assert (cache.status > 0).all()
-    assert (cache.status_of(CLIP.name)[:4] > 0).all()
-    assert (cache.status_of(CLIP.name)[4:] == 0).all()
-    assert cache.coverage == cache.coverage_by_field()[CLIP.name] == 0.4
+    assert (cache.status_of(ADDED_CLIP.name)[:4] > 0).all()
+    assert (cache.status_of(ADDED_CLIP.name)[4:] == 0).all()
+    assert cache.coverage == cache.coverage_by_field()[ADDED_CLIP.name] == 0.4
     assert cache.coverage_by_field()["status"] == 1.0
     assert verify_cache(path).coverage == 0.4
     with pytest.raises(CacheError, match=r"'id-4' .*field 'clip/x3d': nobody has made it yet"):
-        cache.read([4], [0], [CLIP.name])
+        cache.read([4], [0], [ADDED_CLIP.name])
     with pytest.raises(FieldError, match="no field 'clip/nothing'"):
         cache.status_of("clip/nothing")
 
@@ -307,7 +287,7 @@ def test_an_added_teacher_has_statuses_of_its_own(path: Path) -> None:
 
 def test_a_field_goes_with_the_statuses_that_it_goes_by(path: Path, full: Path) -> None:
     with open_writer(path, identity=IDENTITY) as writer:
-        writer.add_fields([CLIP])
+        writer.add_fields([ADDED_CLIP])
         writer.add_fields(SLOW, {"slow": TEACHER})
         fill_cache(writer)
     whole_bytes = contents(path)
@@ -326,14 +306,14 @@ def test_a_field_goes_with_the_statuses_that_it_goes_by(path: Path, full: Path) 
 @pytest.mark.parametrize("how", ["damaged", "missing", "missing with its files"])
 def test_fields_without_their_first_commit_are_found_and_dropped(path: Path, how: str) -> None:
     with open_writer(path, identity=IDENTITY) as writer:
-        writer.add_fields([CLIP])
+        writer.add_fields([ADDED_CLIP])
         fill_cache(writer)
     whole_bytes = contents(path)
     commit = path / "commits" / "1.json"
     commit.write_bytes(b"{}") if how == "damaged" else commit.unlink()
     if how == "missing with its files":
         for file in path.rglob("c.1.*"):
-            if file.parent != path / CLIP.name:
+            if file.parent != path / ADDED_CLIP.name:
                 file.unlink()
     kinds = {finding.kind for finding in verify_cache(path).findings}
     assert kinds == {Kind.COMMIT}
@@ -353,7 +333,7 @@ def test_fields_without_their_first_commit_are_found_and_dropped(path: Path, how
         (lambda w: w.add_samples(samples_table(3)), "sample_id 'id-0' has 2 rows"),
         (lambda w: w.add_samples(more_samples(10, 0)), "is empty"),
         (lambda w: w.add_samples(more_samples(10, 2).drop(["split"])), "have the columns"),
-        (lambda w: w.add_fields([CLIP, CLIP]), "'clip/x3d' is given twice"),
+        (lambda w: w.add_fields([ADDED_CLIP, ADDED_CLIP]), "'clip/x3d' is given twice"),
         (lambda w: w.add_fields([FIELDS[0]]), "'vit/logits/action' is given twice"),
         (lambda w: w.add_fields([Field("vit", (), (), "uint8")]), "would lie inside field 'vit'"),
         (lambda w: w.add_fields([SLOW[3]]), "a lossy codec is part of the identity"),
@@ -378,7 +358,7 @@ def test_growth_that_does_not_fit_is_refused_and_changes_nothing(
 
 def test_fields_of_one_status_are_written_together(path: Path) -> None:
     with open_writer(path, identity=IDENTITY) as writer:
-        writer.add_fields([CLIP])
+        writer.add_fields([ADDED_CLIP])
         writer.add_fields(SLOW, {"slow": TEACHER})
         arrays = chunk_arrays(writer, 0, (0, 1))
         with pytest.raises(CacheError, match=r"already committed for views \[0, 1\]"):
@@ -389,10 +369,10 @@ def test_fields_of_one_status_are_written_together(path: Path) -> None:
             writer.write_chunk(0, some)
         with pytest.raises(CacheError, match="fields missing: slow/status"):
             writer.write_chunk(0, {"slow/pooled": arrays["slow/pooled"]})
-        writer.write_chunk(0, {CLIP.name: arrays[CLIP.name]})
+        writer.write_chunk(0, {ADDED_CLIP.name: arrays[ADDED_CLIP.name]})
         writer.add_views(1)
         with pytest.raises(CacheError, match="fields missing: status"):
-            writer.write_chunk(0, {CLIP.name: arrays[CLIP.name][:, :1]}, [2])
+            writer.write_chunk(0, {ADDED_CLIP.name: arrays[ADDED_CLIP.name][:, :1]}, [2])
         assert verify_cache(path).ok
 
 

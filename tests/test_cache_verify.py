@@ -20,12 +20,14 @@ from cache import CacheError, Kind, open_cache, open_writer, verify_cache
 from cache.sealed import seal
 from cache_making import (
     FIELDS,
+    GROWTHS,
     IDENTITY,
     chunk_arrays,
     contents,
     fill_cache,
     full_cache,
     make_cache,
+    more_samples,
 )
 
 SMALL: dict[str, Any] = {"count": 6, "views": 2, "fields": FIELDS[:2]}
@@ -139,6 +141,21 @@ def assert_every_flip_is_found(cache: Path, *, flips_per_file: int, seed: int) -
 def test_any_changed_byte_of_any_file_is_found(copy: Path) -> None:
     files = len(contents(copy, commits=True))
     assert assert_every_flip_is_found(copy, flips_per_file=3, seed=1) == 3 * files
+
+
+def grow(path: Path) -> None:
+    """Let a cache grow in every way."""
+    with open_writer(path, identity=IDENTITY) as writer:
+        writer.add_samples(more_samples(writer.layout.num_samples, 5))
+        for kind in ("views", "field", "teacher"):
+            GROWTHS[kind](writer)
+        fill_cache(writer)
+
+
+def test_any_changed_byte_of_a_grown_cache_is_found(copy: Path) -> None:
+    before = len(contents(copy, commits=True))
+    grow(copy)
+    assert assert_every_flip_is_found(copy, flips_per_file=2, seed=3) > 4 * before
 
 
 @pytest.mark.slow

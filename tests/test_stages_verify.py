@@ -235,13 +235,16 @@ def test_verify_tells_other_versions_without_refusing(
     mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = package_versions()
-    monkeypatch.setattr("cache.verify.package_versions", lambda: made | {"torch": "99.0"})
-    monkeypatch.setattr("stages.verify.environment", lambda: {"decoder": "PyAV 99"})
+    monkeypatch.setattr("stages.recorded.package_versions", lambda: made | {"torch": "99.0"})
+    monkeypatch.setattr("stages.recorded.environment", lambda: {"decoder": "PyAV 99"})
     assert run_command(monkeypatch, "verify", str(mini.cache_path)) == 0
     out = capsys.readouterr().out
     assert f"torch: made with {made['torch']}, here is 99.0 (told, not refused)" in out
     assert "decoder: made with PyAV" in out
     assert "here is PyAV 99 (told, not refused)" in out
+    assert run_command(monkeypatch, "extract", "--dataset", "mini") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"was made with other versions: torch {made['torch']}, here 99.0; decoder PyAV" in told
 
 
 def test_recompute_needs_a_dataset(
