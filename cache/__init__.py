@@ -4,12 +4,12 @@ from cache.codecs import BitRound, BloscZstd, Codec, Fixed8, codec_from_json
 from cache.commits import package_versions
 from cache.create import check_place
 from cache.findings import Finding, Kind, Verification
+from cache.identity import ABSENT, IdentityMismatch, fingerprint, identity_differences
 from cache.info import describe
 from cache.metadata import is_cache
 from cache.reader import TeacherCache, open_cache
 from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
-    ABSENT,
     FORMAT_VERSION,
     OWN_FIELDS,
     VIEW_COLUMNS,
@@ -17,11 +17,8 @@ from cache.schema import (
     DamagedError,
     Field,
     FieldError,
-    IdentityMismatch,
     RowError,
     Status,
-    fingerprint,
-    identity_differences,
 )
 from cache.verify import verify_cache
 from cache.writer import CacheWriter, PendingChunk, create_cache, open_writer

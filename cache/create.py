@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cache.codecs import ATTRIBUTE as CODEC
 from cache.codecs import Codec, quiet_zarr, zarr_codecs
+from cache.identity import canonical_json, fingerprint
 from cache.layout import COMMITS, PROJECTION, SAMPLES, sync
 from cache.lock import CacheLock
 from cache.manifest import create_manifest
@@ -29,10 +30,8 @@ from cache.schema import (
     CacheError,
     Field,
     Status,
-    canonical_json,
     check_field_name,
     check_samples,
-    fingerprint,
 )
 
 _STATUS_ATTRIBUTES: dict[str, Any] = {

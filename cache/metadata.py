@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from cache.codecs import array_codec, lossy_codecs, zarr_codecs
+from cache.identity import fingerprint
 from cache.layout import METADATA, Layout, own_path
 from cache.schema import (
     DTYPES,
@@ -20,7 +21,6 @@ from cache.schema import (
     DamagedError,
     Field,
     check_field_name,
-    fingerprint,
 )
 
 ATTRIBUTE = "dualkd"  # the one key of ours among the root group's attributes

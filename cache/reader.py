@@ -18,18 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from cache.blocks import ChunkBlocks, chunks_held
 from cache.chunkmap import ChunkMaps
 from cache.commits import read_commits
+from cache.identity import check_identity
 from cache.layout import is_url, repair_hint
 from cache.metadata import read_layout
 from cache.remote import copy_metadata
-from cache.schema import (
-    STATUS_FIELD,
-    CacheError,
-    Field,
-    FieldError,
-    RowError,
-    check_identity,
-    status_name,
-)
+from cache.schema import STATUS_FIELD, CacheError, Field, FieldError, RowError, status_name
 from cache.tables import read_projection, read_samples
 
 _log = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cache.identity import canonical_json
 from cache.layout import crc32c, sync
-from cache.schema import CacheError, DamagedError, canonical_json
+from cache.schema import CacheError, DamagedError
 
 _SEAL_BYTES = len(',"crc32c":"01234567"}')
 _MAX_BYTES = 16 * 2**20

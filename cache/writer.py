@@ -21,6 +21,7 @@ from cache.codecs import quiet_zarr
 from cache.commits import Commits, publish, read_commits
 from cache.create import make_cache, remove_temporaries
 from cache.growth import add_fields, add_samples, add_views
+from cache.identity import check_identity
 from cache.layout import (
     CHECKSUM_BYTES,
     Layout,
@@ -33,13 +34,7 @@ from cache.layout import (
 from cache.lock import CacheLock
 from cache.manifest import settle_manifest
 from cache.metadata import read_layout
-from cache.schema import (
-    CacheError,
-    DamagedError,
-    Field,
-    check_identity,
-    status_name,
-)
+from cache.schema import CacheError, DamagedError, Field, status_name
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,16 @@ def teacher_identity(model: VideoModel) -> dict[str, Any]:
     return plain
 
 
+def added_identity(run: Run, name: str, model: VideoModel) -> dict[str, Any]:
+    """What decides the values of the fields of a teacher of `extract.added`, plain JSON."""
+    codecs = {
+        field: codec.model_dump()
+        for field, codec in run.extract.codecs.items()
+        if codec.lossy and field.partition("/")[0] == name
+    }
+    return {**teacher_identity(model), **({"codecs": codecs} if codecs else {})}
+
+
 def view_rule(views: Views) -> ViewRule:
     """The view rule of a config."""
     return ViewRule(seed=views.seed, scale=views.scale, span_sec=views.span_sec, flip=views.flip)

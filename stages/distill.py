@@ -33,7 +33,7 @@ from stages.fields import clip_field
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
 from stages.recorded import tell_other_versions
-from stages.teachers import identity_for, load_teachers
+from stages.teachers import check_added, identity_for, load_added, load_teachers
 
 VARIANTS = ("baseline", "student")
 
@@ -119,6 +119,8 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
     samples = samples_from_table(cache.samples, str(cache.path))
     teachers = load_teachers(run, samples, torch.device("cpu"))
     cache.check_identity(identity_for(run, samples, teachers.identities(), cache))
+    added = [name for name in run.distill.teachers if name in run.extract.added]
+    check_added(run, cache, load_added(run, samples, torch.device("cpu"), added))
     views = run.distill_views
     used = used_part(run, cache)
     if cache.num_views < views or not used.made.all():

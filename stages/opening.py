@@ -14,24 +14,24 @@ import numpy as np
 import pyarrow.compute as pc
 
 from cache import (
+    CacheError,
     CacheWriter,
     Field,
     IdentityMismatch,
     TeacherCache,
-    identity_differences,
     is_cache,
     open_cache,
     open_writer,
 )
 from pipeline.config import Run
-from pipeline.identity import teacher_identity
+from pipeline.identity import added_identity
 from pipeline.samples import Samples
 from stages.chunk_arrays import ExtractError
 from stages.fields import cache_fields, clip_field, note_codecs
 from stages.progress import console
 from stages.recorded import recorded_samples_now, sample_differences, tell_other_versions
 from stages.rows import Networks
-from stages.teachers import identity_for
+from stages.teachers import check_added, identity_for
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ class Wanted:
         """What decides the outputs of the two teachers."""
         return self.networks.teachers.identities()
 
-    @cached_property
-    def added(self) -> dict[str, dict[str, Any]]:
-        """What decides the outputs of the added teachers."""
-        return {name: teacher_identity(model) for name, model in self.networks.added.items()}
-
     def fields(self, stored: TeacherCache | None = None) -> list[Field]:
         """The arrays, where some stand already fitting to these."""
         return cache_fields(self.run, self.table, self.networks, stored.fields if stored else {})
@@ -82,18 +77,14 @@ class Wanted:
         more = len(self.new_samples(stored))
         identity = identity_for(self.run, self.table, self.teachers, stored, more=more)
         stored.check_identity(identity)
-        both = stored.added.keys() & self.added.keys()
-        added = {name: {**self.added[name], **_lossy(self.fields(stored), name)} for name in both}
-        standing = {name: stored.added[name] for name in both}
-        differences = identity_differences({"added": standing}, {"added": added})
-        if differences:
-            raise IdentityMismatch(stored.place, differences)
+        check_added(self.run, stored, self.networks.added)
         self._check_samples(stored)
         addable = [clip_field(name) for name in self.networks.students]
         absent = [
             field.name
             for field in self.fields(stored)
-            if field.name not in (*stored.fields, *addable) and _group(field) not in self.added
+            if field.name not in (*stored.fields, *addable)
+            and _group(field) not in self.networks.added
         ]
         if absent:
             raise ExtractError(
@@ -125,16 +116,16 @@ def grow(writer: CacheWriter, stored: TeacherCache, wanted: Wanted) -> None:
     if wanted.views > writer.num_views:
         console.print(f"{out} grows from {writer.num_views} to {wanted.views} views")
         writer.add_views(wanted.views - writer.num_views)
-    absent = [field for field in fields if field.name not in stored.fields]
-    clips = [field for field in absent if _group(field) not in wanted.added]
+    absent, added = [f for f in fields if f.name not in stored.fields], wanted.networks.added
+    clips = [field for field in absent if _group(field) not in added]
     if clips:
         console.print(f"{out} grows by {', '.join(field.name for field in clips)}")
         writer.add_fields(clips)
-    for name, identity in wanted.added.items():
+    for name, model in added.items():
         if name not in stored.added:
             console.print(f"{out} grows by the teacher {name}")
             its = [field for field in absent if _group(field) == name]
-            writer.add_fields(its, {name: identity})
+            writer.add_fields(its, {name: added_identity(wanted.run, name, model)})
 
 
 def open_wanted(out: Path, wanted: Wanted) -> CacheWriter:
@@ -158,19 +149,16 @@ def open_wanted(out: Path, wanted: Wanted) -> CacheWriter:
 
 
 def put_in_place(out: Path, wanted: Wanted) -> None:
-    """Move another cache at `out` aside, and bring the wanted one back if it stands aside."""
+    """Move another cache at `out` aside, and bring the wanted one back if it stands aside.
 
-    def is_wanted(path: Path) -> bool:
-        try:
-            wanted.check(open_cache(path))
-        except (IdentityMismatch, ExtractError):
-            return False
-        return True
-
+    Raises:
+        cache.CacheError: the cache at `out` is damaged.
+    """
     if is_cache(out):
-        if is_wanted(out):
+        stored = open_cache(out)
+        if _is_wanted(stored, wanted):
             return
-        mark = open_cache(out).fingerprint[:12]
+        mark = stored.fingerprint[:12]
         aside, number = out.with_name(f"{out.name}-{mark}"), 1
         while aside.exists():
             number += 1
@@ -180,21 +168,23 @@ def put_in_place(out: Path, wanted: Wanted) -> None:
     elif out.exists():
         return  # something else, which is never moved
     for other in sorted(out.parent.glob(f"{out.name}-*")):
-        if is_cache(other) and is_wanted(other):
+        try:
+            brought = _is_wanted(open_cache(other), wanted)
+        except CacheError:  # none, or a damaged one: it stays where it is
+            continue
+        if brought:
             other.rename(out)
             console.print(f"{other} is the cache that is wanted: moved back to {out}")
             return
 
 
+def _is_wanted(stored: TeacherCache, wanted: Wanted) -> bool:
+    try:
+        wanted.check(stored)
+    except (IdentityMismatch, ExtractError):
+        return False
+    return True
+
+
 def _group(field: Field) -> str:
     return field.name.partition("/")[0]
-
-
-def _lossy(fields: list[Field], teacher: str) -> dict[str, Any]:
-    """What an added teacher's codecs decide of its values, as the cache records it."""
-    codecs = {
-        field.name: field.codec.to_json()
-        for field in fields
-        if field.codec and field.codec.lossy and _group(field) == teacher
-    }
-    return {"codecs": codecs} if codecs else {}

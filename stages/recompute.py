@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 
 from cache import (
     Codec,
-    IdentityMismatch,
     Status,
     TeacherCache,
-    identity_differences,
     open_cache,
 )
 from pipeline.clips import Read, Request, in_batches, iterate
 from pipeline.config import Run
-from pipeline.identity import teacher_identity
 from pipeline.models import VideoModel
 from pipeline.projection import Projection
 from pipeline.samples import Samples, read_samples, samples_from_table
@@ -39,7 +36,7 @@ from stages.rows import (
     stored_values,
     stored_values_of_added,
 )
-from stages.teachers import features, identity_for, load_added, load_teachers
+from stages.teachers import check_added, features, identity_for, load_added, load_teachers
 
 # A value may differ by this × (its own size + the root mean square of its row in the field). For
 # float16 it is four roundings (one is 2⁻¹¹) of the value, and as much of the row: small values are
@@ -159,14 +156,10 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
 
 def _added(run: Run, stored: TeacherCache, now: Samples, options: Options) -> dict[str, VideoModel]:
     """The added teachers that both the cache and the config have, with the recorded weights."""
-    added = load_added(run, now, options.device)
-    models = {name: model for name, model in added.items() if name in stored.added}
-    standing = {name: {**stored.added[name], "codecs": None} for name in models}
-    wanted = {name: {**teacher_identity(model), "codecs": None} for name, model in models.items()}
-    differences = identity_differences({"added": standing}, {"added": wanted})
-    if differences:
-        raise IdentityMismatch(stored.place, differences)
-    return models
+    both = stored.added.keys() & run.extract.added.keys()
+    added = load_added(run, now, options.device, sorted(both))
+    check_added(run, stored, added)
+    return added
 
 
 def _check_samples(run: Run, stored: TeacherCache, now: Samples) -> None:

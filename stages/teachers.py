@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import TeacherCache
+from cache import IdentityMismatch, TeacherCache, identity_differences
 from pipeline.clips import Read
 from pipeline.config import Run
-from pipeline.identity import build_identity, teacher_identity
+from pipeline.identity import added_identity, build_identity, teacher_identity
 from pipeline.models import Features, VideoModel
 from pipeline.samples import Samples
 from pipeline.views import normalise
@@ -80,15 +80,31 @@ def load_teachers(run: Run, samples: Samples, device: torch.device) -> Teachers:
     return pair
 
 
-def load_added(run: Run, samples: Samples, device: torch.device) -> dict[str, VideoModel]:
-    """The teachers of `extract.added` by name; see `load_teachers`."""
-    added = {
-        name: load_weights(teacher.model, samples.heads, Path(teacher.weights))
-        for name, teacher in run.extract.added.items()
-    }
+def load_added(
+    run: Run, samples: Samples, device: torch.device, names: Iterable[str] | None = None
+) -> dict[str, VideoModel]:
+    """Teachers of `extract.added` by name, all by default; see `load_teachers`."""
+    added = {}
+    for name in run.extract.added if names is None else names:
+        teacher = run.extract.added[name]
+        added[name] = load_weights(teacher.model, samples.heads, Path(teacher.weights))
     for model in added.values():
         model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return added
+
+
+def check_added(run: Run, cache: TeacherCache, added: Mapping[str, VideoModel]) -> None:
+    """Refuse a cache in which a teacher of these is another one; those it lacks are no matter.
+
+    Raises:
+        cache.IdentityMismatch: with the fields that differ.
+    """
+    both = sorted(cache.added.keys() & added.keys())
+    standing = {name: cache.added[name] for name in both}
+    wanted = {name: added_identity(run, name, added[name]) for name in both}
+    differences = identity_differences({"added": standing}, {"added": wanted})
+    if differences:
+        raise IdentityMismatch(cache.place, differences)
 
 
 def identity_for(

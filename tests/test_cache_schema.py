@@ -24,7 +24,8 @@ from cache import (
     fingerprint,
     identity_differences,
 )
-from cache.schema import canonical_json, check_identity, check_samples
+from cache.identity import canonical_json, check_identity
+from cache.schema import check_samples
 from cache_making import IDENTITY, samples_table
 
 

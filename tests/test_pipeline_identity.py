@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import chain_making
-from cache.schema import fingerprint
+from cache.identity import fingerprint
 from pipeline import identity as identity_module
 from pipeline.config import Run
 from pipeline.identity import build_identity, projection_digest, teacher_identity, view_rule

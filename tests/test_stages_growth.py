@@ -50,6 +50,11 @@ def with_slow(*changes: tuple[str, str]) -> Run:
     return run
 
 
+def with_teachers(names: str) -> Run:
+    """The same, trained from these two teachers."""
+    return with_slow(("temperature: 2.0", f"temperature: 2.0\n  teachers: {names}"))
+
+
 def fresh(run: Run) -> TeacherCache:
     """The same cache made at once, in another place."""
     out = Path("fresh")
@@ -89,7 +94,7 @@ def test_another_students_clips_are_added(mini: Run, first: str) -> None:
 
 def test_another_teacher_is_added_and_trained_from(mini: Run) -> None:
     before = standing(mini.cache_path)
-    run = with_slow(("temperature: 2.0", "temperature: 2.0\n  teachers: [vit, slow]"))
+    run = with_teachers("[vit, slow]")
     with pytest.raises(Exception, match="no field 'slow/logits/action'"):
         used_part(run, open_cache(run.cache_path))
     extract(run, options(run))
@@ -130,6 +135,10 @@ def test_other_weights_of_an_added_teacher_are_refused(mini: Run) -> None:
         extract(run, options(run))
     with pytest.raises(IdentityMismatch, match=r"added\.slow\.weights_sha256: cache"):
         recompute.recompute(run, run.cache_path, recompute.Options(0, 0, 0, 8, torch.device("cpu")))
+    trained = with_teachers("[slow, cnn]")
+    nudge_weights(run.extract.added["slow"])
+    with pytest.raises(IdentityMismatch, match=r"added\.slow\.weights_sha256: cache"):
+        check_cache(trained, open_cache(run.cache_path))
 
 
 def test_a_config_without_the_added_teacher_leaves_it_alone(
@@ -157,7 +166,7 @@ def test_a_video_that_is_gone_fails_for_the_added_teacher_only(mini: Run) -> Non
     assert (cache.status == Status.VALID).all()
     assert (cache.status_of("slow/pooled")[6] == Status.UNREADABLE_VIDEO).all()
     assert "no such file" in cache.failures[sample.sample_id]
-    trained = with_slow(("temperature: 2.0", "temperature: 2.0\n  teachers: [slow, cnn]"))
+    trained = with_teachers("[slow, cnn]")
     assert not used_part(trained, cache).valid[6].any()
     assert used_part(run, cache).valid.all()
     clips = write_config(Path.cwd(), ADDED, (CLIPS, f"{CLIPS}, pytorchvideo/x3d_tiny"))
