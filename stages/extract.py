@@ -34,7 +34,7 @@ from pipeline.projection import Projection, ProjectionSums
 from pipeline.samples import read_samples, samples_from_table
 from stages.chunk_arrays import ChunkArrays, ExtractError
 from stages.files import write_json
-from stages.opening import Wanted, grow, open_wanted, put_in_place
+from stages.opening import Wanted, open_wanted, put_in_place
 from stages.progress import console, meter, track
 from stages.recorded import environment
 from stages.rows import Networks, drawn_views, stored_projection
@@ -69,7 +69,9 @@ def extract(run: Run, options: Options) -> None:
     wanted = _wanted(run, options)
     if options.replace:
         put_in_place(options.out, wanted)
-    with _open_or_create(options, wanted) as writer:
+    if not is_cache(options.out):
+        _create(options, wanted)
+    with open_wanted(options.out, wanted) as writer:
         _check_failures(run, options.out, open_cache(options.out).failures, writer)
         pending = _pending(writer, options, wanted)
         done = writer.num_chunks - len({work.chunk for work in pending})
@@ -92,7 +94,7 @@ def _wanted(run: Run, options: Options) -> Wanted:
         run.extract.clips,
         load_added(run, table, options.device),
     )
-    return Wanted(run, table, listed.take(order[: options.limit]), networks, options.views)
+    return Wanted(run, table, listed.take(order), networks, options.views, options.limit)
 
 
 def _pending(writer: CacheWriter, options: Options, wanted: Wanted) -> list[PendingChunk]:
@@ -102,14 +104,13 @@ def _pending(writer: CacheWriter, options: Options, wanted: Wanted) -> list[Pend
     return [work for work in writer.pending(names) if writer.sample_range(work.chunk).start < limit]
 
 
-def _open_or_create(options: Options, wanted: Wanted) -> CacheWriter:
-    out, run, samples = options.out, wanted.run, wanted.listed
-    if is_cache(out):
-        return open_wanted(out, wanted)
-    check_place(out)  # before the calibration, which takes its time
+def _create(options: Options, wanted: Wanted) -> None:
+    """Make an empty cache of the first samples; the fields of added teachers are added to it."""
+    check_place(options.out)  # before the calibration, which takes its time
+    run, samples = wanted.run, wanted.first_samples
     arrays = _fit_projection(options, wanted).arrays()
-    writer = create_cache(
-        out,
+    create_cache(
+        options.out,
         identity=build_identity(
             run, samples, wanted.teachers, projection_digest(arrays), available=len(samples)
         ),
@@ -123,14 +124,12 @@ def _open_or_create(options: Options, wanted: Wanted) -> CacheWriter:
         views=wanted.views,
         chunk_samples=run.extract.chunk_samples,
         projection=arrays,
-    )
-    grow(writer, open_cache(out), wanted)  # by the added teachers
-    return writer
+    ).close()
 
 
 def _fit_projection(options: Options, wanted: Wanted) -> Projection:
     """Fit φ on view 0 of the first samples: the order is shuffled, so they are a fair subset."""
-    run, samples = wanted.run, wanted.listed
+    run, samples = wanted.run, wanted.first_samples
     networks = Networks(wanted.networks.teachers)
     config = run.extract.projection
     rows = range(min(config.samples, len(samples)))

@@ -32,6 +32,7 @@ from stages.progress import console
 from stages.recorded import recorded_samples_now, sample_differences, tell_other_versions
 from stages.rows import Networks
 from stages.teachers import check_added, identity_for
+from stages.wording import plural
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Wanted:
         listed: the samples that are to be cached, in a shuffled order.
         networks: all for which something is stored.
         views: how many of each sample.
+        limit: the cache grows to at most so many samples.
     """
 
     run: Run
@@ -51,6 +53,7 @@ class Wanted:
     listed: Samples
     networks: Networks
     views: int
+    limit: int | None
 
     @cached_property
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -61,11 +64,19 @@ class Wanted:
         """The arrays, where some stand already fitting to these."""
         return cache_fields(self.run, self.table, self.networks, stored.fields if stored else {})
 
+    @property
+    def first_samples(self) -> Samples:
+        """The samples of a cache that is made anew."""
+        return self.listed.take(range(len(self.listed))[: self.limit])
+
     def new_samples(self, stored: TeacherCache) -> Samples:
-        """The samples that a cache lacks."""
+        """The samples that a cache lacks, as far as the limit allows."""
         ids = stored.samples["sample_id"].combine_chunks()
         known = pc.is_in(self.listed.table["sample_id"], value_set=ids).to_numpy()
-        return self.listed.take(np.flatnonzero(~known))
+        new = np.flatnonzero(~known)
+        if self.limit is not None:
+            new = new[: max(0, self.limit - stored.num_samples)]
+        return self.listed.take(new)
 
     def check(self, stored: TeacherCache) -> None:
         """Check that a cache is this one, or can grow to be it.
@@ -105,13 +116,13 @@ class Wanted:
             raise ExtractError(f"{stored.place}: {difference}. Use another --out, or --replace")
 
 
-def grow(writer: CacheWriter, stored: TeacherCache, wanted: Wanted) -> None:
+def _grow(writer: CacheWriter, stored: TeacherCache, wanted: Wanted) -> None:
     """Make room for what a cache lacks; not a byte of a row is touched."""
     out, fields = stored.place, wanted.fields(stored)
     note_codecs(stored.path, stored.fields, fields)
     new = wanted.new_samples(stored)
     if len(new):
-        console.print(f"{out} grows by {len(new)} samples")
+        console.print(f"{out} grows by {plural(len(new), 'sample')}")
         writer.add_samples(new.table)
     if wanted.views > writer.num_views:
         console.print(f"{out} grows from {writer.num_views} to {wanted.views} views")
@@ -141,7 +152,7 @@ def open_wanted(out: Path, wanted: Wanted) -> CacheWriter:
     tell_other_versions(stored)
     writer = open_writer(out, identity=stored.identity)
     try:
-        grow(writer, stored, wanted)
+        _grow(writer, stored, wanted)
     except BaseException:
         writer.close()
         raise
