@@ -53,11 +53,6 @@ class Commit:
     failures: dict[str, str]
     packages: dict[str, str]
 
-    @property
-    def views(self) -> set[int]:
-        """The views of which it names files."""
-        return {view for _, view in self.checksums}
-
 
 @dataclass(frozen=True)
 class Commits:
