@@ -91,19 +91,19 @@ def _begin(path: Path) -> bytes:
     """The first bytes of a file."""
     if not path.exists():
         if path.is_symlink():
-            raise WeightsError(f"no weights at {path}: it is a link that leads nowhere")
+            raise WeightsError(f"no weights at {path}: it is a link that leads to no file")
         raise WeightsError(
             f"no weights at {path}; `dualkd teach --train` makes a teacher's, `dualkd distill` a "
             "student's; `weights: published` takes the library's own"
         )
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
-        raise WeightsError(f"no weights at {path}: it is {what}; name the file itself")
+        raise WeightsError(f"no weights at {path}: it is {what}, name the file itself")
     try:
         with path.open("rb") as file:
             return file.read(9)
     except OSError as error:
-        raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
+        raise WeightsError(f"cannot read the weights {path}: {error.strerror or error}") from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -120,11 +120,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_saved(path: Path) -> Any:
     """What `torch.save` wrote, of tensors and plain containers only."""
     try:
-        with warnings.catch_warnings():
+        # Opened here: newer versions of torch.load go by the suffix of a path.
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, of old storages: no way out here
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
+        raise WeightsError(f"cannot read the weights {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever a pickle of somebody else may bring about
         # Not torch's own message: it advises to load the file with weights_only=False.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))

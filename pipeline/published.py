@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -54,21 +55,19 @@ def published_weights(name: str) -> dict[str, Tensor]:
             f"{', '.join(published_names()) or 'none'}. Train it (`dualkd teach --train`), or name "
             "a file"
         )
-    if source.place is not None and source.place.exists():
-        return read_checkpoint(source.place)[0]
+    place = source.place
+    there = place is not None and place.exists()
+    if not there:
+        content = _download(name, source)
+    if place is None:
+        return dict(content)
     try:
-        # torch.hub tells of the download on stdout, where answers as JSON are expected.
-        with redirect_stdout(sys.stderr):
-            content = source.download()
-    except Exception as error:  # of the network, of the hash, of a file that came in part
-        _remove(source.place)
-        raise WeightsError(_what_to_do(name, source, error)) from error
-    except BaseException:  # Ctrl-C
-        _remove(source.place)
-        raise
-    if source.place is not None and source.place.exists():
-        return read_checkpoint(source.place)[0]  # which knows the zoos' wrappers
-    return dict(content)
+        return read_checkpoint(place)[0]
+    except WeightsError as error:
+        if there:
+            raise WeightsError(f"{error}. Remove it, and it is downloaded again") from error
+        place.unlink()
+        raise WeightsError(f"{error}. It was just downloaded, and is removed again") from error
 
 
 def published_names() -> list[str]:
@@ -118,7 +117,9 @@ def _pytorchvideo(short: str) -> Source | None:
 
 def _pytorchvideo_hub() -> Iterator[Any]:
     """The modules of pytorchvideo's hub, each with a table of checkpoints."""
-    from pytorchvideo.models import hub  # noqa: PLC0415 (seldom needed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit.script, which it calls at import
+        from pytorchvideo.models import hub  # noqa: PLC0415 (seldom needed)
 
     return (module for module in vars(hub).values() if hasattr(module, "checkpoint_paths"))
 
@@ -150,17 +151,23 @@ def _hub_place(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
-def _remove(place: Path | None) -> None:
-    """Drop what a failed download left: a connection that ended early looks like a whole file."""
-    if place is not None:
-        place.unlink(missing_ok=True)
+def _download(name: str, source: Source) -> Mapping[str, Any]:
+    """Let the library do it; what it downloaded but could not read is for the caller to read."""
+    try:
+        # torch.hub tells of the download on stdout, where answers as JSON are expected.
+        with redirect_stdout(sys.stderr):
+            return source.download()
+    except Exception as error:  # of the network, of the hash, of a connection that ended early
+        if source.place is not None and source.place.exists():
+            return {}
+        raise WeightsError(_what_to_do(name, source, error)) from error
 
 
 def _what_to_do(name: str, source: Source, error: Exception) -> str:
     first = (str(error).splitlines() or [""])[0]
     lines = [
         f"the published weights of {name} could not be downloaded "
-        f"({type(error).__name__}: {first[:200]}). Without network here:",
+        f"({type(error).__name__}: {first[:200]}). To do it by hand:",
         f"1. fetch this file elsewhere: {source.url}",
     ]
     if source.place is not None:

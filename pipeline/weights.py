@@ -101,31 +101,25 @@ def load_weights(
         )
     model = create_model(name, heads)
     wanted: dict[str, Tensor] = model.net.state_dict()
-    head = head_keys(model)
     # Prefixes go on both sides: the registry may wrap a library's network, as may a zoo.
     ours, theirs = strip_prefixes(wanted), strip_prefixes(given)
     given = {ours + key.removeprefix(theirs): tensor for key, tensor in given.items()}
-    converted = {
-        key: tensor.to(wanted[key].dtype) if tensor.dtype in _CONVERTED else tensor
-        for key, tensor in given.items()
-        if key in wanted and not (replace_head and key in head)
+    if replace_head:
+        given |= {key: wanted[key] for key in head_keys(model)}
+    fitting = {
+        key: given[key].to(tensor.dtype) if given[key].dtype in _CONVERTED else given[key]
+        for key, tensor in wanted.items()
+        if key in given
     }
-    needed = wanted.keys() - head if replace_head else wanted.keys()
-    problems = _listed("missing: {}", [key for key in wanted if key in needed - given.keys()])
+    problems = _listed("missing: {}", [key for key in wanted if key not in given])
     problems += _listed("unexpected: {}", [key for key in given if key not in wanted])
-    unfit = {key: _misfit(tensor, wanted[key]) for key, tensor in converted.items()}
-    problems += _listed("{}", [f"{key}: {what}" for key, what in unfit.items() if what])
-    other_heads = None if replace_head else _other_heads(model, path, facts)
-    problems += [other_heads] if other_heads else []
-    if problems and not replace_head and (other_heads or _lacks_head(head, given, wanted)):
-        problems.append(
-            f"where only the head does not fit ({shown(sorted(head))}): `new_head: true` in the "
-            "teacher's section of the config puts a new one in its place, for `dualkd teach "
-            "--train` to train"
-        )
+    misfits = {key: _misfit(tensor, wanted[key]) for key, tensor in fitting.items()}
+    problems += _listed("{}", [f"{key}: {what}" for key, what in misfits.items() if what])
+    if not replace_head:
+        problems += _about_the_head(model, given, facts, published=str(path) == PUBLISHED)
     if problems:
         raise WeightsError("\n  ".join([f"{source} does not fit {name}:", *problems]))
-    model.net.load_state_dict({**wanted, **converted})
+    model.net.load_state_dict(fitting)
     return model.eval()
 
 
@@ -133,9 +127,9 @@ def head_keys(model: VideoModel) -> set[str]:
     """The tensors of a network's last linear layer, by their names in `model.net`.
 
     They are those whose shapes depend on the number of classes: found by building the same network
-    for one class more, without memory for its tensors.
+    for one class more. Torch's random numbers stay where they were.
     """
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         other = create_model(model.name, sum(model.heads.values()) + 1)
     shapes = {key: tensor.shape for key, tensor in other.net.state_dict().items()}
     return {key for key, tensor in model.net.state_dict().items() if tensor.shape != shapes[key]}
@@ -165,19 +159,26 @@ def _kind(tensor: Tensor) -> str:
     return f"{layout}{tensor.dtype}{' without values' if tensor.is_meta else ''}"
 
 
-def _other_heads(model: VideoModel, path: str | Path, facts: Mapping[str, str]) -> str | None:
-    """Heads that may well fit in shape, and would answer nonsense."""
-    asked = json.dumps(model.heads)
-    # As text, so that the order counts: two heads may have been swapped.
+def _about_the_head(
+    model: VideoModel, given: Mapping[str, Tensor], facts: Mapping[str, str], *, published: bool
+) -> list[str]:
+    """What is wrong with the head, and the way out if there is something."""
+    asked, problems = json.dumps(model.heads), []
+    # Heads that fit in shape may answer nonsense. As text, so that their order counts too.
     if facts.get("heads", asked) != asked:
-        return f"heads: has {shown([facts['heads']])}, asked for is {asked}"
-    if str(path) == PUBLISHED and len(model.heads) > 1:
-        return f"heads: published weights have one, asked for is {asked}"
-    return None
-
-
-def _lacks_head(head: set[str], given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
-    return any(key not in given or given[key].shape != wanted[key].shape for key in head)
+        problems.append(f"heads: has {shown([facts['heads']])}, asked for is {asked}")
+    if published and len(model.heads) > 1:
+        problems.append(f"heads: published weights have one, asked for is {asked}")
+    wanted = model.net.state_dict()
+    misshapen = [key for key in wanted if key not in given or given[key].shape != wanted[key].shape]
+    head = head_keys(model) if misshapen or problems else set()
+    if problems or not head.isdisjoint(misshapen):
+        problems.append(
+            f"where only the head does not fit ({shown(sorted(head))}): `new_head: true` in the "
+            "teacher's section of the config puts a new one in its place, for `dualkd teach "
+            "--train` to train"
+        )
+    return problems
 
 
 def _listed(line: str, things: list[str]) -> list[str]:
