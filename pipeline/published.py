@@ -127,7 +127,10 @@ def _pytorchvideo_hub() -> Iterator[Any]:
 def _timm(short: str) -> Source | None:
     import timm  # noqa: PLC0415 (seldom needed)
 
-    config = timm.get_pretrained_cfg(short) if timm.is_model(short) else None
+    try:
+        config = timm.get_pretrained_cfg(short) if timm.is_model(short) else None
+    except RuntimeError:  # no such tag of weights
+        return None
     if config is None or not config.has_weights:
         return None
     if config.hf_hub_id:

@@ -18,7 +18,7 @@ from pipeline.checkpoints import (
     shown,
     strip_prefixes,
 )
-from pipeline.models import VideoModel, create_model
+from pipeline.models import VideoModel, create_model, model_entry
 from pipeline.published import published_weights
 
 __all__ = [
@@ -89,11 +89,13 @@ def load_weights(
             before), and take all else from the file, whatever head it has, or none.
 
     Raises:
+        UnknownModelError: the name is unknown; the message lists the nearest names.
         WeightsError: the file is missing or unreadable, was made for another architecture or other
             heads, or its tensors do not fit: missing, unexpected and misshapen ones are listed, as
             are those of another kind, or with values that are not finite. There are no published
             weights, or they could not be downloaded.
     """
+    model_entry(name)  # before any download
     source, given, facts = _given(name, path)
     if facts.get("model", name) != name:
         raise WeightsError(

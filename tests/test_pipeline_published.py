@@ -16,6 +16,7 @@ import torch
 import torchvision
 from pytorchvideo.models import hub
 
+from pipeline.model_names import UnknownModelError
 from pipeline.models import create_model
 from pipeline.published import find_source, published_names, published_weights
 from pipeline.weights import WeightsError, load_weights, weights_digest
@@ -91,7 +92,12 @@ def test_the_tables_are_the_libraries_own() -> None:
         MVIT: torchvision.models.video.MViT_V2_S_Weights.KINETICS400_V1.url,
     }
     assert find_source(TIMM).url.endswith("timm/test_vit.r160_in1k/resolve/main/model.safetensors")
-    for name in ("torchvision/mvit_tiny", "pytorchvideo/x3d_nano", "timm/nonsense", "other/x3d"):
+    for name in (
+        "torchvision/mvit_tiny",
+        "pytorchvideo/x3d_nano",
+        "timm/nonsense",
+        "timm/resnet18.no_tag",
+    ):
         assert find_source(name) is None
 
 
@@ -102,6 +108,11 @@ def test_no_host_is_named() -> None:
             assert not re.search(
                 r"(fbaipublicfiles|huggingface\.co|pytorch\.org)", path.read_text()
             )
+
+
+def test_an_unknown_name_is_refused_before_any_download(network: Network) -> None:
+    with pytest.raises(UnknownModelError, match="pytorchvideo/x3d_xs"):
+        load_weights("pytorchvideo/x3d_xxs", {"action": 400}, "published")
 
 
 def test_a_model_without_published_weights_says_which_have_some(network: Network) -> None:
