@@ -95,10 +95,15 @@ class Recipe(_Section):
 
 
 class Teacher(_Section):
-    """One teacher: its architecture, its weights, and the recipe that `teach --train` follows."""
+    """One teacher: its architecture, its weights, and the recipe that `teach --train` follows.
+
+    Weights are `published` or a file. With `new_head`, `teach --train` starts with a new last layer
+    where the weights' own is for other classes; nothing else reads it.
+    """
 
     model: ModelName
-    weights: str
+    weights: Annotated[str, Field(min_length=1)]
+    new_head: bool = False
     train: Recipe
 
 
@@ -116,7 +121,7 @@ class AddedTeacher(_Section):
     """A teacher beside the two: the cache stores its logits and pooled features too."""
 
     model: ModelName
-    weights: str
+    weights: Annotated[str, Field(min_length=1)]
 
 
 class Views(_Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,11 +66,12 @@ def load_teachers(run: Run, samples: Samples, device: torch.device) -> Teachers:
     """Both teachers with the weights that the config names, in evaluation mode.
 
     Raises:
-        pipeline.weights.WeightsError: a file is missing, or holds another network.
+        pipeline.weights.WeightsError: a file is missing, or holds another network; or published
+            weights could not be downloaded.
     """
     pair = Teachers(
         *(
-            load_weights(teacher.model, samples.heads, Path(teacher.weights))
+            load_weights(teacher.model, samples.heads, teacher.weights)
             for teacher in (run.teach.vit, run.teach.cnn)
         )
     )
@@ -87,7 +87,7 @@ def load_added(
     added = {}
     for name in run.extract.added if names is None else names:
         teacher = run.extract.added[name]
-        added[name] = load_weights(teacher.model, samples.heads, Path(teacher.weights))
+        added[name] = load_weights(teacher.model, samples.heads, teacher.weights)
     for model in added.values():
         model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return added

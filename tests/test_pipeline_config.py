@@ -138,6 +138,8 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ("teach.vit.train.learning_rate", float("nan"), "got nan, expected a finite number"),
         ("teach.vit.train.learning_rate", float("inf"), "got inf, expected a finite number"),
         ("teach.vit.train.label_smoothing", 1.5, "got 1.5, expected less than or equal to 1"),
+        ("teach.vit.new_head", "yes", "got 'yes', expected a valid boolean"),
+        ("teach.vit.weights", "", "got '', expected a value that should have at least 1 character"),
         ("teach.seed", -1, "got -1, expected greater than or equal to 0"),
         ("teach.scale", [1.0, 0.6], "got [1.0, 0.6], expected least area before greatest area"),
         ("extract.views.flip", "no", "got 'no', expected a valid boolean"),
@@ -272,3 +274,12 @@ def test_a_changed_config_without_mistakes_is_a_run(tmp_path: Path) -> None:
     run = load_config(changed(tmp_path, setting("distill.weights.kd", 2)))  # an int is a number
     assert isinstance(run, Run)
     assert run.distill.weights.kd == 2.0
+
+
+def test_a_new_head_is_asked_for(tmp_path: Path) -> None:
+    assert (
+        load_config(changed(tmp_path, setting("teach.cnn.weights", "x"))).teach.cnn.new_head
+        is False
+    )
+    run = load_config(changed(tmp_path, setting("teach.cnn.new_head", True)))
+    assert (run.teach.cnn.new_head, run.teach.vit.new_head) == (True, False)

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache, repair_cache
 from cache_making import full_disk
 from chain_making import nudge_weights, options, write_config
 from pipeline.clips import StoredViews, read_clips
 from pipeline.config import ConfigError, Run
+from pipeline.models import create_model
 from pipeline.projection import Projection
 from pipeline.samples import read_samples, samples_from_table
 from pipeline.views import normalise
-from pipeline.weights import load_weights
+from pipeline.weights import WeightsError, load_weights
 from stages.extract import ExtractError, extract
 
 
@@ -164,6 +166,24 @@ def test_other_weights_are_refused(mini: Run) -> None:
     nudge_weights(mini.teach.cnn)
     with pytest.raises(IdentityMismatch, match=r"teachers\.cnn\.weights_sha256"):
         extract(mini, options(mini))
+
+
+def test_the_same_weights_in_another_file_are_the_same_cache(mini: Run) -> None:
+    state = load_file(mini.teach.vit.weights)
+    torch.save({"model_state": {f"module.{key}": state[key] for key in state}}, "vit.pyth")
+    run = write_config(Path.cwd(), ("configs/mini/vit.safetensors", "vit.pyth"))
+    before = {path: path.stat().st_mtime_ns for path in mini.cache_path.rglob("c.*")}
+    assert before
+    extract(run, options(run))
+    assert {path: path.stat().st_mtime_ns for path in mini.cache_path.rglob("c.*")} == before
+
+
+def test_weights_of_other_classes_name_the_switch(mini: Run) -> None:
+    state = create_model(mini.teach.vit.model, 400).net.state_dict()
+    torch.save(state, "kinetics.pth")
+    run = write_config(Path.cwd(), ("configs/mini/vit.safetensors", "kinetics.pth"))
+    with pytest.raises(WeightsError, match=r"kinetics\.pth does not fit [^`]*`new_head: true`"):
+        extract(run, options(run))
 
 
 def test_replace_moves_the_other_cache_aside(mini: Run) -> None:
