@@ -101,8 +101,8 @@ def make_optimiser(
         recipe: learning rate and weight decay.
         layer_decay: a parameter d blocks below the head learns at layer_decay^d of the rate, as in
             BEiT (arXiv 2106.08254); see `layer_depths`.
-        decay_positions: whether positional parameters get weight decay where they have two
-            dimensions or more; those of one and class tokens never do.
+        decay_positions: whether positional parameters and class tokens get weight decay where
+            they have two dimensions or more; those of one never do.
 
     Raises:
         TrainingError: a layer decay for a network without a list of blocks.
@@ -141,17 +141,22 @@ def layer_depths(model: VideoModel) -> dict[str, int]:
     Raises:
         TrainingError: the network has no list of blocks.
     """
-    children = [name for name, _ in model.net.named_children()]
-    container = next((name for name in _CONTAINERS if name in children), None)
+    prefix, net = "net.", model.net
+    while True:
+        children = [name for name, _ in net.named_children()]
+        container = next((name for name in _CONTAINERS if name in children), None)
+        if container is not None or len(children) != 1:
+            break
+        prefix, net = f"{prefix}{children[0]}.", getattr(net, children[0])  # a wrapper
     if container is None:
         raise TrainingError(
             f"{model.name} has no list of blocks to count layers by ({', '.join(children)}); "
             "set layer_decay to 1.0"
         )
-    after = len(getattr(model.net, container)) + 1
+    after = len(getattr(net, container)) + 1
     depths = {}
     for name, _ in model.named_parameters():
-        child, _, rest = name.removeprefix("net.").partition(".")
+        child, _, rest = name.removeprefix(prefix).partition(".")
         if child == container:
             depths[name] = int(rest.partition(".")[0]) + 1
         elif child in children:

@@ -262,7 +262,9 @@ def _score(model: VideoModel, scored: Labelled, device: torch.device, workers: i
     for head, of_head in hits.items():
         right = np.concatenate([np.zeros(0, bool), *of_head])
         if not len(right):
-            raise TeachError(f"not one video of the validation split with a {head} can be read")
+            raise TeachError(
+                f"not one video of the validation split with a label of {head!r} can be read"
+            )
         means.append(right.mean())
     return float(np.mean(means))
 
