@@ -15,7 +15,7 @@ from stages.evaluate import score
 from stages.files import write_json
 from stages.prepare import render_split
 from stages.progress import console
-from stages.teacher_training import Labelled, TeachError, train_teacher
+from stages.teacher_training import Labelled, TeachError, forget_checkpoint, train_teacher
 from stages.teachers import load_teachers
 
 _PUBLISHED = "published"
@@ -42,6 +42,8 @@ def teach(
             validation = Labelled.of(Path(run.prepare.root), of_split)
         for role in roles:
             train_teacher(run, role, source, validation, device, workers)
+        for role in roles:
+            forget_checkpoint(run, role)
     test = samples.of_splits([run.evaluate.split])
     models = load_teachers(run, samples, device).by_role()
     scored = score(models, Path(run.prepare.root), test, workers, batch_size=32)

@@ -133,8 +133,9 @@ def train_teacher(
 ) -> None:
     """Train one teacher, going on after the last epoch that was finished, and write its weights.
 
-    Below `outputs/<dataset>/teach/<role>/` lie `checkpoint.pt` until it is finished,
-    `last.safetensors` and, with a validation split, `best.safetensors`.
+    Below `outputs/<dataset>/teach/<role>/` lie `last.safetensors`, `best.safetensors` if there is a
+    validation split, and `checkpoint.pt`; of a finished training it is kept until
+    `forget_checkpoint`, so that the teacher is not trained again while the other one is not done.
 
     Raises:
         pipeline.resuming.CheckpointError: the checkpoint belongs to another training.
@@ -155,7 +156,7 @@ def train_teacher(
         decay_positions=recipe.decay_positions,
         ema_decay=recipe.ema_decay,
     )
-    past, checkpoint = Past(), out / "checkpoint.pt"
+    past, checkpoint = Past(), _checkpoint(run, role)
     if checkpoint.exists():
         past = load_checkpoint(checkpoint, training, belongs_to)
         console.print(f"{role}: {checkpoint} goes on after epoch {training.epochs_done - 1}")
@@ -184,7 +185,15 @@ def train_teacher(
             _write_logs(out, past)
     _write_logs(out, past)
     write_bytes(Path(teacher.weights), (out / f"{recipe.keep}.safetensors").read_bytes())
-    checkpoint.unlink()
+
+
+def forget_checkpoint(run: Run, role: str) -> None:
+    """Remove the checkpoint of a finished training: the next one begins anew."""
+    _checkpoint(run, role).unlink(missing_ok=True)
+
+
+def _checkpoint(run: Run, role: str) -> Path:
+    return run.outputs / "teach" / role / "checkpoint.pt"
 
 
 def _starting_model(run: Run, teacher: Teacher, samples: Samples) -> VideoModel:

@@ -97,15 +97,40 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     assert [record["epoch"] for record in logs] == [0, 1, 2]
 
 
+@pytest.mark.slow
+def test_a_teacher_that_is_done_is_not_trained_again_when_the_other_was_interrupted(
+    mini: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, epochs = write_config(Path.cwd(), ON_TRAIN), []
+    feed = teacher_training._Feed.__call__
+
+    def watched(self: Any, epoch: int) -> Any:
+        epochs.append(epoch)
+        if len(epochs) == 2:  # one epoch each: the second is the CNN's
+            raise KeyboardInterrupt
+        return feed(self, epoch)
+
+    monkeypatch.setattr(teacher_training._Feed, "__call__", watched)
+    with pytest.raises(KeyboardInterrupt):
+        teach(run, train_them=True, only=None, device=CPU, workers=0)
+    vit = Path(run.teach.vit.weights).read_bytes()
+    teach(run, train_them=True, only=None, device=CPU, workers=0)
+    assert len(epochs) == 3
+    assert Path(run.teach.vit.weights).read_bytes() == vit
+    assert not list(OUT.rglob("checkpoint.pt"))
+
+
 def test_a_checkpoint_of_another_config_is_refused(
     mini: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    run = configured("", ON_TRAIN)
+    with monkeypatch.context() as patched:
         patched.setattr(teacher_training, "_write_logs", stop)
-        train_cnn(configured("", ON_TRAIN))
+        with pytest.raises(KeyboardInterrupt):
+            train_cnn(run)
     other = configured(", mixup: 0.2", ON_TRAIN, ("seed: 0\n  splits", "seed: 1\n  splits"))
     with pytest.raises(CheckpointError) as caught:
         train_cnn(other)
