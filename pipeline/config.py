@@ -82,7 +82,11 @@ class Prepare(_Section):
 
 
 class Recipe(_Section):
-    """How a network is trained: AdamW, warm-up and decay along half a cosine each."""
+    """How a network is trained: AdamW, warm-up and decay along half a cosine each.
+
+    Precision `bf16` runs the forward pass under bfloat16 autocast, `auto` does where a GPU computes
+    in it.
+    """
 
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)]
@@ -92,26 +96,41 @@ class Recipe(_Section):
     clip_norm: Above0
     label_smoothing: Share
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+
+
+class TeacherRecipe(Recipe):
+    """How a teacher is trained; docs/teaching.md tells what each is good for."""
+
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, per block below the head
+    decay_positions: bool = True  # weight decay on positional parameters of two dimensions or more
+    mixup: NonNegative = 0.0  # α of Beta(α, α); 0 is off
+    cutmix: NonNegative = 0.0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # null keeps no average
+    keep: Literal["last", "best"] = "last"  # which epoch's weights become the teacher's
 
 
 class Teacher(_Section):
     """One teacher: its architecture, its weights, and the recipe that `teach --train` follows.
 
-    Weights are `published` or a file. With `new_head`, `teach --train` starts with a new last layer
-    where the weights' own is for other classes; nothing else reads it.
+    Weights are `published` or a file. Training begins with those of `start`, at random by default,
+    and ends with `weights`; with `new_head` it begins with a new last layer, for other classes.
     """
 
     model: ModelName
     weights: Annotated[str, Field(min_length=1)]
+    start: Annotated[str, Field(min_length=1)] | None = None
     new_head: bool = False
-    train: Recipe
+    train: TeacherRecipe
 
 
 class Teach(_Section):
-    """The two teachers and the pool of videos that they are trained on."""
+    """The two teachers, and what they are trained on: a pool, or splits of the samples table."""
 
     seed: Seed
-    pool: Positive
+    pool: Positive | None = None  # so many videos rendered for it, of the source `figures` only
+    splits: Annotated[list[str], Field(min_length=1)] | None = None
+    validation: str | None = None  # the split that is scored after each epoch
     scale: Scale
     vit: Teacher
     cnn: Teacher
@@ -298,7 +317,7 @@ def load_config(path: Path) -> Run:
         raise ConfigError(f"{path} is not valid YAML: {reason}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
-    mistakes = _unknown_splits(content) + _unknown_teachers(content)
+    mistakes = _unknown_splits(content) + _unknown_teachers(content) + _unfit_teaching(content)
     try:
         run = Run.model_validate(content)
     except ValidationError as error:
@@ -323,7 +342,8 @@ def _unknown_splits(content: dict[str, Any]) -> list[str]:
     if not isinstance(known, dict):
         return []
     asked = [("evaluate.split", _raw(content, "evaluate", "split"))]
-    for section in ("distill", "extract"):
+    asked += [("teach.validation", _raw(content, "teach", "validation"))]
+    for section in ("distill", "extract", "teach"):
         asked += [(f"{section}.splits", name) for name in _listed(content, section, "splits")]
     expected = f"a split of prepare.splits ({', '.join(map(str, known))})"
     return [
@@ -343,6 +363,33 @@ def _unknown_teachers(content: dict[str, Any]) -> list[str]:
         for name in _listed(content, "distill", "teachers")
         if name not in known
     ]
+
+
+def _unfit_teaching(content: dict[str, Any]) -> list[str]:
+    """Fields of `teach` that do not go together, or not with the source of the dataset."""
+    mistakes = []
+    pool, splits = _raw(content, "teach", "pool"), _raw(content, "teach", "splits")
+    source, validation = _raw(content, "prepare", "source"), _raw(content, "teach", "validation")
+    if pool is not None and splits is not None:
+        mistakes.append(f"  teach.pool: got {pool!r} beside teach.splits, expected one of the two")
+    elif pool is not None and isinstance(source, str) and source != "figures":
+        mistakes.append(
+            f"  teach.pool: got {pool!r}, expected nothing: only the source 'figures' renders "
+            "videos; teach.splits names splits to train on"
+        )
+    if validation is not None and validation in _listed(content, "teach", "splits"):
+        mistakes.append(
+            f"  teach.validation: got {validation!r}, expected a split that is not in teach.splits"
+        )
+    for role in ("vit", "cnn"):
+        recipe = _raw(content["teach"], role, "train") if _raw(content, "teach", role) else None
+        keep = recipe.get("keep") if isinstance(recipe, dict) else None
+        if keep == "best" and validation is None:
+            mistakes.append(
+                f"  teach.{role}.train.keep: got 'best', expected 'last', or a split in "
+                "teach.validation to tell the best epoch by"
+            )
+    return mistakes
 
 
 def _raw(content: dict[str, Any], section: str, name: str) -> Any:

@@ -1,94 +1,23 @@
-"""The one training step and the one training loop: teachers, baseline and student alike.
-
-L = CE + λ_kd·L_DATW + λ_sdd·L_SDD + λ_rkd·(L_dist + 2·L_angle), arXiv 2511.09469. A term whose
-weight is 0 is not computed; with all weights at 0 this is plain supervised training.
-"""
+"""The one training step and the one training loop: teachers, baseline and student alike."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from pipeline.config import Recipe, Weights
-from pipeline.losses import (
-    blend_targets,
-    kd_loss,
-    residual_loss,
-    rkd_angle_loss,
-    rkd_distance_loss,
-    teacher_weights,
-)
+from pipeline.config import Recipe
+from pipeline.mixing import mix_clips
 from pipeline.models import Features, VideoModel
+from pipeline.objective import NO_LABEL, Batch, Method, TrainingError, loss_terms, total_loss
+from pipeline.optimising import Training, start_training, uses_bf16
 from pipeline.views import normalise
-
-Given = TypeVar("Given")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and where."""
-
-
-@dataclass(frozen=True)
-class TeacherRows:
-    """Cached rows of a batch, in its order; what no term reads may be None.
-
-    Attributes:
-        vit_logits: by head, (B, K).
-        cnn_logits: by head, (B, K).
-        vit_pooled: (B, C).
-        residual: (B, D, T', H', W').
-    """
-
-    vit_logits: dict[str, Tensor | None]
-    cnn_logits: dict[str, Tensor | None]
-    vit_pooled: Tensor | None
-    residual: Tensor | None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step sees.
-
-    Attributes:
-        names: sample ids, for messages.
-        clips: (B, T, H, W, 3) uint8.
-        labels: by head, (B,) int64.
-        teachers: the cached rows; None where the loss needs none.
-    """
-
-    names: list[str]
-    clips: Tensor
-    labels: dict[str, Tensor]
-    teachers: TeacherRows | None = None
-
-
-@dataclass(frozen=True)
-class Method:
-    """Which loss: the weights of its terms, the temperature, the smoothing of the labels."""
-
-    weights: Weights
-    temperature: float = 1.0
-    label_smoothing: float = 0.0
-
-    @property
-    def needs_teachers(self) -> bool:
-        """Whether any term reads cached rows."""
-        return any((self.weights.kd, self.weights.sdd, self.weights.rkd))
-
-
-LABELS_ONLY = Weights(kd=0.0, sdd=0.0, rkd=0.0)
 
 
 @dataclass
@@ -100,77 +29,6 @@ class EpochLog:
     vit_weight_by_class: list[float] = field(default_factory=list)  # NaN: class not seen
 
 
-def loss_terms(
-    answer: Features, branch: nn.Module | None, batch: Batch, method: Method
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The terms of the loss, unweighted, and DATW's weights of the first head.
-
-    Args:
-        answer: the student's outputs.
-        branch: the structure discrepancy branch; needed where λ_sdd > 0.
-        batch: labels, and cached rows where a term needs them.
-        method: which terms.
-
-    Returns:
-        Terms by name, each (); and the teacher weights (B, 2) in the order ViT, CNN, or None.
-
-    Raises:
-        TrainingError: a term needs cached rows or a branch that are not there.
-    """
-    terms: dict[str, Tensor] = {}
-    per_head = [
-        functional.cross_entropy(
-            answer.logits[head], labels, label_smoothing=method.label_smoothing
-        )
-        for head, labels in batch.labels.items()
-    ]
-    terms["ce"] = torch.stack(per_head).mean()
-    if not method.needs_teachers:
-        return terms, None
-    teachers, first_weights = _given(batch.teachers, "cached rows of the teachers"), None
-    if method.weights.kd > 0:
-        losses = []
-        for head, student_logits in answer.logits.items():
-            vit_logits = _given(teachers.vit_logits.get(head), f"vit/logits/{head}")
-            cnn_logits = _given(teachers.cnn_logits.get(head), f"cnn/logits/{head}")
-            weights = teacher_weights(
-                student_logits=student_logits, vit_logits=vit_logits, cnn_logits=cnn_logits
-            )
-            first_weights = weights if first_weights is None else first_weights
-            target = blend_targets(weights=weights, vit_logits=vit_logits, cnn_logits=cnn_logits)
-            losses.append(
-                kd_loss(
-                    student_logits=student_logits,
-                    target_logits=target,
-                    temperature=method.temperature,
-                ).mean()
-            )
-        terms["kd"] = torch.stack(losses).mean()
-    if method.weights.sdd > 0:
-        predicted = _given(branch, "structure discrepancy branch")(answer.map)
-        target = _given(teachers.residual, "residual")  # (B, D, T', H', W'), both
-        terms["sdd"] = residual_loss(predicted=predicted, target=target).mean()
-    if method.weights.rkd > 0:
-        pair = {"student": answer.pooled, "teacher": _given(teachers.vit_pooled, "vit/pooled")}
-        terms["rkd"] = rkd_distance_loss(**pair) + 2 * rkd_angle_loss(**pair)
-    return terms, first_weights
-
-
-def _given(value: Given | None, name: str) -> Given:
-    if value is None:
-        raise TrainingError(f"a term of the loss needs {name}, which is not there; set its λ to 0")
-    return value
-
-
-def total_loss(terms: dict[str, Tensor], weights: Weights) -> Tensor:
-    """CE + Σ λ·term, ()."""
-    total = terms["ce"]
-    for name in ("kd", "sdd", "rkd"):
-        if name in terms:
-            total = total + getattr(weights, name) * terms[name]
-    return total
-
-
 def train_step(
     model: VideoModel,
     branch: nn.Module | None,
@@ -178,14 +36,23 @@ def train_step(
     method: Method,
     optimiser: torch.optim.Optimizer,
     clip_norm: float,
+    *,
+    bf16: bool = False,
 ) -> tuple[dict[str, Tensor], Features, Tensor | None]:
     """One step: forward, loss, backward, clipped update.
+
+    With `bf16` the network runs under autocast; losses, gradients and weights are float32.
 
     Raises:
         TrainingError: the loss or its gradient is not finite; the samples of the batch are named.
     """
     clips = normalise(batch.clips, model.clip)  # (B, 3, T, H, W)
-    answer = model.features(clips.contiguous(memory_format=torch.channels_last_3d))
+    if batch.mix is not None:
+        clips = mix_clips(clips, batch.mix)
+    with torch.autocast(clips.device.type, torch.bfloat16, enabled=bf16):
+        answer = model.features(clips.contiguous(memory_format=torch.channels_last_3d))
+    if bf16:
+        answer = _as_float32(answer)
     terms, weights = loss_terms(answer, branch, batch, method)
     loss = total_loss(terms, method.weights)
     _check_finite("loss", loss, terms, batch)
@@ -195,6 +62,11 @@ def train_step(
     _check_finite("gradient", norm, terms, batch)  # before it spoils the weights
     optimiser.step()
     return {"loss": loss, **terms}, answer, weights
+
+
+def _as_float32(answer: Features) -> Features:
+    logits = {head: logits.float() for head, logits in answer.logits.items()}
+    return Features(logits, answer.pooled.float(), answer.map.float())
 
 
 def _check_finite(what: str, value: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
@@ -214,6 +86,7 @@ def train(
     batches: Callable[[int], Iterable[Batch]],
     steps_per_epoch: int,
     on_step: Callable[[], object] = lambda: None,
+    training: Training | None = None,
 ) -> Iterator[EpochLog]:
     """Train in place; yields a log after each epoch.
 
@@ -225,75 +98,48 @@ def train(
         batches: epoch → its batches, on the model's device.
         steps_per_epoch: for the schedule; an epoch may hold fewer batches, never more.
         on_step: called after each step, for a progress bar.
+        training: of this model and branch, as it stands: the epochs that it has done are not done
+            again. None starts one, with the optimiser's defaults.
 
     Raises:
         TrainingError: the loss or its gradient is not finite, a term needs cached rows that are
             not there, or an epoch holds more batches than announced.
     """
-    model.to(memory_format=torch.channels_last_3d)
-    optimiser = make_optimiser(model, branch, recipe)
-    schedule = make_schedule(optimiser, recipe, steps_per_epoch)
-    for epoch in range(recipe.epochs):
+    if training is None:
+        training = start_training(model, branch, recipe, steps_per_epoch)
+    bf16 = uses_bf16(recipe.precision, next(model.parameters()).device)
+    for epoch in range(training.epochs_done, recipe.epochs):
         model.train()
         started, seen = time.perf_counter(), 0
         sums: dict[str, float] = defaultdict(float)
+        labelled: Counter[str] = Counter()
         led = _ClassMeans(max(model.heads.values()))
         for batch in batches(epoch):
             terms, answer, weights = train_step(
-                model, branch, batch, method, optimiser, recipe.clip_norm
+                model, branch, batch, method, training.optimiser, recipe.clip_norm, bf16=bf16
             )
-            schedule.step()
+            training.schedule.step()
+            if training.average is not None:
+                training.average.update(model)
             size = len(batch.names)
             seen += size
             for name, term in terms.items():
                 sums[name] += float(term.detach()) * size
             for head, labels in batch.labels.items():
-                hits = (answer.logits[head].argmax(1) == labels).sum()
-                sums[f"accuracy/{head}"] += float(hits)
+                main = labels if batch.mix is None else batch.mix.main(labels)
+                sums[f"accuracy/{head}"] += float((answer.logits[head].argmax(1) == main).sum())
+                labelled[f"accuracy/{head}"] += int((main != NO_LABEL).sum())
             if weights is not None:
                 led.add(next(iter(batch.labels.values())), weights[:, 0])
                 sums["vit_weight"] += float(weights[:, 0].sum())
                 sums["vit_leads"] += float((weights[:, 0] > 0.5).sum())
             on_step()
-        record = {name: value / max(seen, 1) for name, value in sums.items()}
-        record["learning_rate"] = float(schedule.get_last_lr()[0])
+        counts = {name: labelled.get(name, seen) for name in sums}
+        record = {name: value / max(counts[name], 1) for name, value in sums.items()}
+        record["learning_rate"] = float(max(training.schedule.get_last_lr()))
         record["clips_per_sec"] = seen / (time.perf_counter() - started)
+        training.epochs_done = epoch + 1
         yield EpochLog(epoch=epoch, record=record, vit_weight_by_class=led.means())
-
-
-def make_optimiser(
-    model: VideoModel, branch: nn.Module | None, recipe: Recipe
-) -> torch.optim.Optimizer:
-    """AdamW without weight decay on biases and norms (timm's grouping)."""
-    modules = nn.ModuleList([model] if branch is None else [model, branch])
-    groups = param_groups_weight_decay(modules, recipe.weight_decay)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-
-
-def make_schedule(
-    optimiser: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
-) -> LRScheduler:
-    """Warm-up from a 25th of the rate over `warmup_share` of the steps, then decay to 0.
-
-    Both follow half a cosine, as torch's `OneCycleLR` does; that one divides by 0 where the
-    warm-up is exactly one step.
-    """
-    steps = recipe.epochs * steps_per_epoch
-    peak = recipe.warmup_share * (steps + 1) - 1  # the step of the greatest rate, from 0
-
-    def share(step: int) -> float:
-        if step > steps:
-            raise TrainingError(f"an epoch holds more than the {steps_per_epoch} batches announced")
-        if step < peak:
-            return 1 - (1 - 1 / 25) * _half_cosine(step / peak)
-        return _half_cosine((step - peak) / (steps - peak))
-
-    return LambdaLR(optimiser, share)
-
-
-def _half_cosine(way: float) -> float:
-    """From 1 at 0 to 0 at 1."""
-    return (1 + math.cos(math.pi * way)) / 2
 
 
 def epoch_batches(*, rows: int, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:

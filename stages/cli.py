@@ -60,7 +60,11 @@ def prepare(
 def teach(
     dataset: Dataset,
     train: Annotated[
-        bool, typer.Option("--train", help="Train them and overwrite their weights files.")
+        bool,
+        typer.Option(
+            "--train",
+            help="Train them and overwrite their weights files; goes on after an interruption.",
+        ),
     ] = False,
     only: Annotated[str | None, typer.Option(help="Train only vit or only cnn.")] = None,
     workers: Workers = 0,

@@ -24,9 +24,10 @@ from cache import CacheError, TeacherCache, open_cache
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config import Run
 from pipeline.models import VideoModel, create_model
+from pipeline.objective import LABELS_ONLY, Method
 from pipeline.processes import exit_with_parent
 from pipeline.samples import Samples, samples_from_table
-from pipeline.training import LABELS_ONLY, EpochLog, Method, steps_in_epoch, train
+from pipeline.training import EpochLog, steps_in_epoch, train
 from pipeline.weights import load_weights, save_weights, weights_digest
 from stages.feed import Feed, used_part
 from stages.fields import clip_field

@@ -15,8 +15,9 @@ from cache import CacheError, Status, TeacherCache
 from pipeline.clips import ClipDataset, Request, StoredViews, iterate
 from pipeline.config import Run
 from pipeline.models import model_entry
+from pipeline.objective import Batch, Method, TeacherRows
 from pipeline.samples import Samples, samples_from_table
-from pipeline.training import Batch, Method, TeacherRows, epoch_batches, steps_in_epoch
+from pipeline.training import epoch_batches, steps_in_epoch
 from stages.fields import clip_field
 
 

@@ -142,6 +142,13 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ("teach.vit.weights", "", "got '', expected a value that should have at least 1 character"),
         ("teach.seed", -1, "got -1, expected greater than or equal to 0"),
         ("teach.scale", [1.0, 0.6], "got [1.0, 0.6], expected least area before greatest area"),
+        ("teach.vit.train.layer_decay", 0.0, "got 0.0, expected greater than 0"),
+        ("teach.vit.train.layer_decay", 1.5, "got 1.5, expected less than or equal to 1"),
+        ("teach.cnn.train.ema_decay", 1.0, "got 1.0, expected less than 1"),
+        ("teach.cnn.train.mixup", -0.2, "got -0.2, expected greater than or equal to 0"),
+        ("teach.cnn.train.precision", "fp16", "got 'fp16', expected 'fp32', 'bf16' or 'auto'"),
+        ("distill.train.mixup", 0.2, "got 0.2, expected no such field (misspelt?)"),
+        ("teach.validation", "val", "got 'val', expected a split of prepare.splits (test, train)"),
         ("extract.views.flip", "no", "got 'no', expected a valid boolean"),
         ("extract.views.flip", 1, "got 1, expected a valid boolean"),
         (
@@ -228,6 +235,41 @@ def test_splits_must_be_made_to_be_used(tmp_path: Path) -> None:
         "prepare.splits: got {'test': 3}, expected a split named 'train'",
         "extract.splits: got 'train', expected a split of prepare.splits (test)",
     ]
+
+
+def test_what_teachers_learn_from_is_one_thing_and_goes_with_the_dataset(tmp_path: Path) -> None:
+    assert mistakes(changed(tmp_path, setting("teach.splits", ["train"]))) == [
+        "teach.pool: got 6000 beside teach.splits, expected one of the two"
+    ]
+    assert sorted(mistakes(changed(tmp_path, setting("prepare.source", "folder"))))[-1] == (
+        "teach.pool: got 6000, expected nothing: only the source 'figures' renders videos; "
+        "teach.splits names splits to train on"
+    )
+    own = (lambda c: c["teach"].pop("pool"), setting("teach.splits", ["train"]))
+    assert load_config(changed(tmp_path, *own)).teach.splits == ["train"]
+    assert mistakes(changed(tmp_path, *own, setting("teach.validation", "train"))) == [
+        "teach.validation: got 'train', expected a split that is not in teach.splits"
+    ]
+    assert mistakes(changed(tmp_path, own[0], setting("teach.splits", ["dev"]))) == [
+        "teach.splits: got 'dev', expected a split of prepare.splits (test, train)"
+    ]
+
+
+def test_the_best_epoch_needs_a_split_to_tell_it_by(tmp_path: Path) -> None:
+    best = setting("teach.cnn.train.keep", "best")
+    assert mistakes(changed(tmp_path, best)) == [
+        "teach.cnn.train.keep: got 'best', expected 'last', or a split in teach.validation to tell "
+        "the best epoch by"
+    ]
+    run = load_config(changed(tmp_path, best, setting("teach.validation", "test")))
+    assert (run.teach.cnn.train.keep, run.teach.vit.train.keep) == ("best", "last")
+
+
+def test_options_of_the_training_are_off_by_default() -> None:
+    recipe = load_config(CONFIGS / "demo.yaml").teach.vit.train
+    assert recipe.precision == "fp32"
+    assert (recipe.layer_decay, recipe.decay_positions) == (1.0, True)
+    assert (recipe.mixup, recipe.cutmix, recipe.ema_decay, recipe.keep) == (0.0, 0.0, None, "last")
 
 
 def test_fields_that_are_missing_or_unknown(tmp_path: Path) -> None:

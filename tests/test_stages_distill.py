@@ -18,8 +18,8 @@ from cache import CacheError, IdentityMismatch, blocks, open_cache
 from chain_making import options, write_config
 from pipeline.config import Run
 from pipeline.models import count_flops, count_parameters, create_model
+from pipeline.objective import LABELS_ONLY, Batch, Method
 from pipeline.samples import samples_from_table
-from pipeline.training import LABELS_ONLY, Batch, Method
 from pipeline.weights import load_weights
 from stages import distill as stage
 from stages.distill import Job, check_cache, train_student

@@ -15,8 +15,8 @@ from cache_making import contents
 from chain_making import nudge_weights, options, write_config
 from pipeline.config import ConfigError, Run
 from pipeline.models import create_model
+from pipeline.objective import Method
 from pipeline.samples import Samples, read_samples, write_samples
-from pipeline.training import Method
 from pipeline.weights import save_weights
 from stages import recompute
 from stages.distill import check_cache

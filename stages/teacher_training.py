@@ -1,0 +1,291 @@
+"""One teacher trained, epoch by epoch; what was interrupted goes on after its last epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from pipeline.clips import ClipDataset, DrawnViews, Read, Request, central_view, in_batches, iterate
+from pipeline.config import Run, Teacher, TeacherRecipe
+from pipeline.mixing import draw_mix
+from pipeline.models import VideoModel, create_model
+from pipeline.objective import LABELS_ONLY, NO_LABEL, Batch, Method
+from pipeline.optimising import Training, start_training, uses_bf16
+from pipeline.resuming import Past, load_checkpoint, save_checkpoint
+from pipeline.samples import Samples
+from pipeline.training import epoch_batches, predict, steps_in_epoch, train
+from pipeline.views import ViewRule
+from pipeline.weights import load_weights, save_weights, weights_digest
+from stages.files import write_bytes, write_csv, write_text
+from stages.progress import console, meter
+
+
+class TeachError(ValueError):
+    """A teacher cannot be trained; the message says why and the way out."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Samples with labels, and where their videos are."""
+
+    root: Path
+    samples: Samples
+
+    def __post_init__(self) -> None:
+        if not len(self.samples):
+            raise TeachError(f"not one sample below {self.root} has a label: nothing to learn from")
+
+    @classmethod
+    def of(cls, root: Path, samples: Samples) -> Labelled:
+        """Those of some samples that have a label of some head.
+
+        Raises:
+            TeachError: none has.
+        """
+        columns = [samples.table[f"label_{head}"] for head in samples.heads]
+        labelled = np.any([pc.is_valid(column).to_numpy() for column in columns], axis=0)
+        if not labelled.all():
+            console.print(f"{int((~labelled).sum())} samples without a label are left out")
+        return cls(root, samples.take(np.flatnonzero(labelled)))
+
+    def labels(self) -> dict[str, NDArray[np.int64]]:
+        """By head, (N,); `NO_LABEL` where a sample has none."""
+        return {
+            head: pc.fill_null(self.samples.table[f"label_{head}"], NO_LABEL)
+            .to_numpy()
+            .astype(np.int64)
+            for head in self.samples.heads
+        }
+
+    def digest(self) -> str:
+        """Sha256 over ids, paths, stretches and labels, in order."""
+        rows = self.samples.table.drop_columns(["split"]).to_pylist()
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+class _Feed:
+    """The batches of an epoch: a fresh view of every sample."""
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: TeacherRecipe,
+        model: VideoModel,
+        source: Labelled,
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        self._seed, self._recipe = run.teach.seed, recipe
+        self._device, self._workers = device, workers
+        self._rule = ViewRule(run.teach.seed, run.teach.scale, model.clip.span_sec, flip=False)
+        self._dataset = ClipDataset(source.root, source.samples, [model.clip])
+        self._size = model.clip.size
+        self._labels = source.labels()
+        self._ids = source.samples.table["sample_id"].to_pylist()
+        self.steps = steps_in_epoch(len(self._ids), recipe.batch_size)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """Unreadable videos are told and left out."""
+        recipe = self._recipe
+        order = epoch_batches(
+            rows=len(self._ids), batch_size=recipe.batch_size, seed=self._seed, epoch=epoch
+        )
+        view = DrawnViews(self._rule, (epoch,))
+        requests: list[list[Request]] = [[(int(row), view) for row in rows] for rows in order]
+        mixing = np.random.default_rng([self._seed, epoch, 1])  # the order has (seed, epoch)
+        for reads in iterate(self._dataset, requests, self._workers):
+            mix = None
+            if recipe.mixup or recipe.cutmix:
+                mix = draw_mix(mixing, mixup=recipe.mixup, cutmix=recipe.cutmix, size=self._size)
+            good = _readable(reads, f"epoch {epoch}")
+            if not good:
+                continue
+            rows = np.array([read.row for read in good])
+            yield Batch(
+                names=[self._ids[row] for row in rows],
+                clips=torch.from_numpy(_clips(good)).to(self._device),
+                labels={
+                    head: torch.from_numpy(labels[rows]).to(self._device)
+                    for head, labels in self._labels.items()
+                },
+                mix=mix,
+            )
+
+
+def train_teacher(
+    run: Run,
+    role: str,
+    source: Labelled,
+    validation: Labelled | None,
+    device: torch.device,
+    workers: int,
+) -> None:
+    """Train one teacher, going on after the last epoch that was finished, and write its weights.
+
+    Below `outputs/<dataset>/teach/<role>/` lie `last.safetensors`, `best.safetensors` if there is a
+    validation split, and `checkpoint.pt`; of a finished training it is kept until
+    `forget_checkpoint`, so that the teacher is not trained again while the other one is not done.
+
+    Raises:
+        pipeline.resuming.CheckpointError: the checkpoint belongs to another training.
+        pipeline.objective.TrainingError: the loss is not finite, or an option does not fit.
+        TeachError: not one video of the validation split can be read.
+    """
+    teacher: Teacher = getattr(run.teach, role)
+    recipe, out = teacher.train, run.outputs / "teach" / role
+    model = _starting_model(run, teacher, source.samples).to(device)
+    belongs_to = _belongs_to(run, teacher, model, source, validation, device)
+    feed = _Feed(run, recipe, model, source, device, workers)
+    training = start_training(
+        model,
+        None,
+        recipe,
+        feed.steps,
+        layer_decay=recipe.layer_decay,
+        decay_positions=recipe.decay_positions,
+        ema_decay=recipe.ema_decay,
+    )
+    past, checkpoint = Past(), _checkpoint(run, role)
+    if checkpoint.exists():
+        past = load_checkpoint(checkpoint, training, belongs_to)
+        console.print(f"{role}: {checkpoint} goes on after epoch {training.epochs_done - 1}")
+    started = time.perf_counter()
+    with meter(f"training {role}", total=recipe.epochs * feed.steps, unit="steps") as counter:
+        if training.epochs_done:
+            counter.advance(training.epochs_done * feed.steps)
+        for log in train(
+            model=model,
+            branch=None,
+            recipe=recipe,
+            method=Method(LABELS_ONLY, label_smoothing=recipe.label_smoothing),
+            batches=feed,
+            steps_per_epoch=feed.steps,
+            on_step=counter.advance,
+            training=training,
+        ):
+            record: dict[str, Any] = {"epoch": log.epoch, **log.record}
+            if validation is not None:
+                record["top1"] = _score(training.result, validation, device, workers)
+            record["seconds"] = time.perf_counter() - started
+            started = time.perf_counter()
+            console.print(f"{role} epoch {log.epoch}: {json.dumps(record)}")
+            _keep(out, training, past, record, run)
+            save_checkpoint(checkpoint, training, past, belongs_to)  # last: what it tells of stands
+            _write_logs(out, past)
+    _write_logs(out, past)
+    write_bytes(Path(teacher.weights), (out / f"{recipe.keep}.safetensors").read_bytes())
+
+
+def forget_checkpoint(run: Run, role: str) -> None:
+    """Remove the checkpoint of a finished training: the next one begins anew."""
+    _checkpoint(run, role).unlink(missing_ok=True)
+
+
+def _checkpoint(run: Run, role: str) -> Path:
+    return run.outputs / "teach" / role / "checkpoint.pt"
+
+
+def _starting_model(run: Run, teacher: Teacher, samples: Samples) -> VideoModel:
+    torch.manual_seed(run.teach.seed)
+    model = create_model(teacher.model, samples.heads, dropout=teacher.train.dropout)
+    if teacher.start is not None:
+        given = load_weights(
+            teacher.model, samples.heads, teacher.start, replace_head=teacher.new_head
+        )
+        model.net.load_state_dict(given.net.state_dict())
+        torch.manual_seed(run.teach.seed)
+    return model
+
+
+def _belongs_to(
+    run: Run,
+    teacher: Teacher,
+    model: VideoModel,
+    source: Labelled,
+    validation: Labelled | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """All that the training depends on, plain JSON; a checkpoint is for just that."""
+    recipe = teacher.train.model_dump(mode="json", exclude={"keep", "precision"})
+    return {
+        "dataset": run.dataset,
+        "model": teacher.model,
+        "heads": model.heads,
+        "first_weights_sha256": weights_digest(model.net),
+        "seed": run.teach.seed,
+        "scale": list(run.teach.scale),
+        "samples": {"count": len(source.samples), "sha256": source.digest()},
+        "validation": validation and {"split": run.teach.validation, "sha256": validation.digest()},
+        "train": recipe,
+        "bf16": uses_bf16(teacher.train.precision, device),
+    }
+
+
+def _keep(out: Path, training: Training, past: Past, record: dict[str, Any], run: Run) -> None:
+    """Write the weights of an epoch as the last, and as the best if none was better before."""
+    past.records.append(record)
+    facts: dict[str, Any] = {"epoch": training.epochs_done, "seed": run.teach.seed}
+    save_weights(training.result, out / "last.safetensors", facts)
+    top1 = record.get("top1")
+    if top1 is not None and (past.best_score is None or top1 > past.best_score):
+        past.best_epoch, past.best_score = record["epoch"], top1
+        facts |= {"validation": run.teach.validation, "top1": top1}
+        save_weights(training.result, out / "best.safetensors", facts)
+
+
+def _write_logs(out: Path, past: Past) -> None:
+    """One JSON line per epoch beside the role's folder, and the same as CSV."""
+    lines = [json.dumps({"role": out.name, **record}) for record in past.records]
+    write_text(out.with_name(f"{out.name}.jsonl"), "\n".join(lines) + "\n")
+    write_csv(out.with_name(f"{out.name}.csv"), pa.Table.from_pylist(past.records))
+
+
+def _score(model: VideoModel, scored: Labelled, device: torch.device, workers: int) -> float:
+    """Top-1 on the single centre view, the mean over heads, each over its labelled samples.
+
+    Raises:
+        TeachError: a head has no sample that can be read.
+    """
+    dataset, labels = ClipDataset(scored.root, scored.samples, [model.clip]), scored.labels()
+    hits: dict[str, list[NDArray[np.bool_]]] = {head: [] for head in labels}
+    requests: list[Request] = [(row, central_view) for row in range(len(scored.samples))]
+    for reads in iterate(dataset, in_batches(requests, 32), workers):
+        good = _readable(reads, "validation")
+        if not good:
+            continue
+        rows = np.array([read.row for read in good])
+        for head, logits in predict(model, torch.from_numpy(_clips(good)).to(device)).items():
+            truth = labels[head][rows]
+            answers = logits.float().cpu().numpy().argmax(axis=1)
+            hits[head].append((answers == truth)[truth != NO_LABEL])
+    means = []
+    for head, of_head in hits.items():
+        right = np.concatenate([np.zeros(0, bool), *of_head])
+        if not len(right):
+            raise TeachError(
+                f"not one video of the validation split with a label of {head!r} can be read"
+            )
+        means.append(right.mean())
+    return float(np.mean(means))
+
+
+def _readable(reads: list[Read], where: str) -> list[Read]:
+    for read in reads:
+        if read.error is not None:
+            console.print(f"left out of {where}: {read.error}")
+    return [read for read in reads if read.clips is not None]
+
+
+def _clips(reads: list[Read]) -> NDArray[np.uint8]:
+    return np.concatenate([read.clips.clips[0] for read in reads if read.clips])
