@@ -160,7 +160,7 @@ def read_commit(layout: Layout, path: Path) -> Commit:
         DamagedError: its bytes are not those that were written.
         CacheError: it names chunks or views that the cache does not have.
     """
-    document = read_sealed(path)
+    document = read_sealed(own_path(path.parent, path.name))
     try:
         return _parse(layout, path, document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -184,7 +184,7 @@ def commit_paths(layout: Layout) -> list[Path]:
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
         if match:
-            found.append((int(match[1]), int(match[2] or 0), own_path(folder, path.name)))
+            found.append((int(match[1]), int(match[2] or 0), path))
     return [path for *_, path in sorted(found)]
 
 

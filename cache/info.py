@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from cache.commits import count_statuses
+from cache.layout import is_url
 from cache.reader import open_cache
 from cache.schema import FORMAT_VERSION, STATUS_FIELD, Status
 
@@ -20,12 +21,12 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         codec, row_bytes as read, bytes as stored, coverage); `row_bytes` and `bytes` of all fields;
         `coverage` in [0, 1], of rows with all fields; `rows` by status and `failures` by kind;
         `rows_of_added` (teacher that came later → its rows by status); `errors` (sample id →
-        reason); `identity`, `provenance`.
+        reason); `identity`, `provenance`, `packages` (package → the versions that made rows).
 
     Raises:
         CacheError: there is no cache, or it is damaged.
     """
-    cache = open_cache(path)
+    cache = open_cache(path, blocks=is_url(path))
     stored, coverage = cache.bytes_by_field(), cache.coverage_by_field()
     rows = count_statuses(cache.status)
     failures = (Status.UNREADABLE_VIDEO.label, Status.NON_FINITE_OUTPUT.label)
@@ -68,4 +69,5 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "errors": cache.failures,
         "identity": cache.identity,
         "provenance": cache.provenance,
+        "packages": cache.packages,
     }

@@ -128,10 +128,11 @@ def chunk_key(field: Field, chunk: int, view: int) -> str:
 def own_path(folder: Path, name: str) -> Path:
     """The path of one of a cache's own files or folders: no link on the way.
 
-    A cache may come from somebody else, and a link could lead anywhere on this machine.
+    A cache may come from somebody else: a link could lead anywhere on this machine, and to open a
+    pipe would wait for ever.
 
     Raises:
-        CacheError: a part of the path inside the cache is a link.
+        CacheError: a part of the path inside the cache is neither a file nor a folder itself.
     """
     path = folder
     for part in name.split("/"):
@@ -141,6 +142,10 @@ def own_path(folder: Path, name: str) -> Path:
                 f"{path} is a link, and a cache is read from its own files only: put a copy of "
                 "what it points to in its place (with DVC: cache.type reflink, hardlink or copy)"
             )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CacheError(
+            f"{path} is neither a file nor a folder: remove it, it is no part of a cache"
+        )
     return path
 
 

@@ -26,7 +26,7 @@ from cache.schema import (
 ATTRIBUTE = "dualkd"  # the one key of ours among the root group's attributes
 
 # Bounds on what a cache may claim, so that opening a stranger's needs little memory.
-_MAX_METADATA_BYTES = 16 * 2**20
+_MAX_METADATA_BYTES = 4 * 2**20
 _MAX_CHUNKS_PER_FIELD = 2**20
 _MAX_ROWS = 2**31
 _MAX_FIELDS = 256
@@ -59,6 +59,10 @@ def read_layout(path: str | os.PathLike[str]) -> Layout:
     for own in OWN_FIELDS:
         if fields.get(own.name) != own:
             _refuse(folder / own.name / METADATA, "field", fields.get(own.name), own)
+    for teacher in added:
+        check_field_name(teacher)
+        if f"{teacher}/{STATUS_FIELD.name}" not in fields:
+            _refuse(folder / METADATA, "added", teacher, f"a field {teacher}/{STATUS_FIELD.name}")
     _check_codecs(folder, identity, added, fields)
     layout = Layout(
         path=folder,
@@ -121,8 +125,11 @@ def _read_root(folder: Path) -> dict[str, Any]:
     if not own_path(folder, METADATA).is_file():
         if folder.is_file():
             raise CacheError(f"{folder} is a file; a cache is a folder")
-        what = "is no cache" if folder.exists() else "does not exist"
-        raise CacheError(f"{folder} {what}; `dualkd-cache extract --out {folder}` makes one")
+        if not folder.exists():
+            raise CacheError(f"{folder} does not exist; a cache is a folder that extract made")
+        raise CacheError(
+            f"{folder} is no cache; `dualkd-cache extract --dataset NAME --out FOLDER` makes one"
+        )
     attributes = _read_json(folder / METADATA).get("attributes")
     root = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
     if not isinstance(root, dict):
@@ -148,8 +155,14 @@ def _root_values(
             f"{path}: the identity's fingerprint is {fingerprint(identity)}, the stored one is "
             f"{root.get('fingerprint')!r}: somebody changed one of them"
         )
+    if identity.get("format_version") != FORMAT_VERSION:
+        got = identity.get("format_version")
+        _refuse(path, "identity['format_version']", got, FORMAT_VERSION)
     if not isinstance(names, list) or len(names) > _MAX_FIELDS:
         _refuse(path, "fields", names, f"a list of at most {_MAX_FIELDS} names")
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            _refuse(path, "fields", f"{name!r:.80} twice", "different names")
     return identity, provenance, names
 
 

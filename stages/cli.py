@@ -34,13 +34,15 @@ cache_app = typer.Typer(
 Dataset = Annotated[str, typer.Option(help="Reads configs/DATASET.yaml.")]
 Root = Annotated[Path | None, typer.Option(help="Where the videos are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+CacheFolder = Annotated[str, typer.Argument(help="The cache's folder.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode video; 0 uses this one.")]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips in one forward pass.")]
 CachePath = Annotated[
-    Path | None, typer.Option("--cache", help="The cache; outputs/DATASET/cache if not given.")
+    str | None,
+    typer.Option("--cache", help="The cache, a folder or URL; outputs/DATASET/cache if not given."),
 ]
 
 
@@ -102,12 +104,17 @@ def evaluate(
 
 
 @app.command()
-def report(dataset: Dataset, cache: CachePath = None) -> None:
+def report(
+    dataset: Dataset,
+    cache: Annotated[
+        str | None, typer.Option(help="The cache; outputs/DATASET/cache if not given.")
+    ] = None,
+) -> None:
     """Write one self-contained HTML page about the run."""
     from stages.report import report as stage
 
     run = _load(dataset)
-    path = stage(run, cache_path=cache or run.cache_path)
+    path = stage(run, cache_path=_folder(cache) if cache else run.cache_path)
     typer.echo(f"report: {path}")
 
 
@@ -116,10 +123,12 @@ def extract(
     dataset: Dataset,
     root: Root = None,
     out: Annotated[
-        Path | None, typer.Option(help="The cache; outputs/DATASET/cache if not given.")
+        str | None, typer.Option(help="The cache; outputs/DATASET/cache if not given.")
     ] = None,
     views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many samples.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many samples; the cache may grow later.")
+    ] = None,
     workers: Workers = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
@@ -133,7 +142,7 @@ def extract(
 
     run = _load(dataset, root)
     options = Options(
-        out=out or run.cache_path,
+        out=_folder(out) if out else run.cache_path,
         views=views or run.extract.views.count,
         limit=limit,
         workers=workers,
@@ -146,7 +155,7 @@ def extract(
 
 @cache_app.command()
 def info(
-    path: Path,
+    path: Annotated[str, typer.Argument(help="The cache, a folder or URL.")],
     as_json: AsJson = False,
 ) -> None:
     """Show what a cache holds."""
@@ -163,7 +172,7 @@ def info(
 
 @cache_app.command()
 def verify(
-    path: Path,
+    path: CacheFolder,
     recompute: Annotated[
         int, typer.Option(min=0, help="Run the teachers again on so many random valid rows.")
     ] = 0,
@@ -193,10 +202,12 @@ def verify(
         from stages.recompute import recompute as make_again
 
         options = Options(recompute, seed, workers, batch_size, _device(device))
-        again = partial(make_again, _load(dataset, root), path, options)
+        again = partial(make_again, _load(dataset, root), _folder(path), options)
     elif recompute:
         raise typer.BadParameter("--recompute needs --dataset: whose teachers, on which videos?")
-    facts = stage(path, again)
+    elif root is not None:
+        raise typer.BadParameter("--root needs --dataset and --recompute: which videos are read?")
+    facts = stage(_folder(path), again)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
@@ -207,7 +218,7 @@ def verify(
 
 @cache_app.command()
 def repair(
-    path: Path,
+    path: CacheFolder,
     failed: Annotated[
         bool, typer.Option("--failed", help="Drop chunks with failed samples too, to retry them.")
     ] = False,
@@ -218,8 +229,15 @@ def repair(
     """
     from stages.verify import repair as stage
 
-    if not stage(path, failed=failed):
+    if not stage(_folder(path), failed=failed):
         raise typer.Exit(1)
+
+
+def _folder(place: str) -> Path:
+    """A cache's folder; a URL would become a strange one."""
+    if "://" in place:
+        raise typer.BadParameter(f"{place} is a URL; this command needs a folder on this machine")
+    return Path(place)
 
 
 def _load(dataset: str, root: Path | None = None) -> Run:
@@ -229,6 +247,8 @@ def _load(dataset: str, root: Path | None = None) -> Run:
     run = load_config(config_path(dataset))
     if root is None:
         return run
+    if not root.is_dir():
+        raise typer.BadParameter(f"--root {root} is no folder; the config says {run.prepare.root}")
     return run.model_copy(update={"prepare": run.prepare.model_copy(update={"root": str(root)})})
 
 

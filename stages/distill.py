@@ -26,14 +26,14 @@ from pipeline.config import Run
 from pipeline.models import VideoModel, create_model
 from pipeline.objective import LABELS_ONLY, Method
 from pipeline.processes import exit_with_parent
-from pipeline.samples import Samples, samples_from_table
+from pipeline.samples import Samples, read_samples, samples_from_table
 from pipeline.training import EpochLog, steps_in_epoch, train
 from pipeline.weights import load_weights, save_weights, weights_digest
 from stages.feed import Feed, used_part
 from stages.fields import clip_field
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
-from stages.recorded import tell_other_versions
+from stages.recorded import changed_samples, in_lines, tell_other_versions
 from stages.teachers import check_added, identity_for, load_added, load_teachers
 
 VARIANTS = ("baseline", "student")
@@ -52,7 +52,7 @@ class Job:
     workers: int
 
 
-def distill(run: Run, *, cache_path: Path, device: torch.device, workers: int) -> None:
+def distill(run: Run, *, cache_path: str | Path, device: torch.device, workers: int) -> None:
     """Train baseline and student side by side and write weights and logs.
 
     Raises:
@@ -117,18 +117,26 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
         cache.IdentityMismatch: naming every field that differs.
         cache.CacheError: rows are missing.
     """
-    samples = samples_from_table(cache.samples, str(cache.path))
+    samples = samples_from_table(cache.samples, cache.place)
     teachers = load_teachers(run, samples, torch.device("cpu"))
     cache.check_identity(identity_for(run, samples, teachers.identities(), cache))
     added = [name for name in run.distill.teachers if name in run.extract.added]
     check_added(run, cache, load_added(run, samples, torch.device("cpu"), added))
+    if run.samples_path.exists():
+        changed = changed_samples(cache.samples, read_samples(run.samples_path).table)
+        if changed:
+            raise CacheError(
+                f"{cache.place} was made from other samples:\n{in_lines(changed)}\n"
+                "Prepare the samples table that it was made from, or extract another cache."
+            )
     views = run.distill_views
     used = used_part(run, cache)
     if cache.num_views < views or not used.made.all():
         raise CacheError(
-            f"{cache.path} holds {cache.num_views} views and {used.made.mean():.1%} of the rows in "
-            f"them; the config trains on {views} views of {len(used.rows)} samples. "
-            f"`dualkd-cache extract --dataset {run.dataset} --views {views}` makes the rest, "
+            f"the config trains on {views} views of {len(used.rows)} samples; {cache.place} has "
+            f"{cache.num_views} views, and of these rows {used.made.mean():.1%} are made. "
+            f"`dualkd-cache extract --dataset {run.dataset} --out {cache.place} --views {views}` "
+            "makes the rest, "
             "distill.views and distill.fraction choose less"
         )
 
@@ -169,7 +177,7 @@ def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
     run, device = job.run, torch.device(job.device)
     torch.set_num_threads(job.threads)
     cache = job.cache
-    samples = samples_from_table(cache.samples, str(cache.path))
+    samples = samples_from_table(cache.samples, cache.place)
     recipe = run.distill.train
     method = Method(
         run.distill.weights if job.variant == "student" else LABELS_ONLY,

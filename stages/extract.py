@@ -108,6 +108,7 @@ def _create(options: Options, wanted: Wanted) -> None:
     """Make an empty cache of the first samples; the fields of added teachers are added to it."""
     check_place(options.out)  # before the calibration, which takes its time
     run, samples = wanted.run, wanted.first_samples
+    fields = wanted.fields()
     arrays = _fit_projection(options, wanted).arrays()
     create_cache(
         options.out,
@@ -117,9 +118,7 @@ def _create(options: Options, wanted: Wanted) -> None:
         provenance=_provenance(options, wanted),
         samples=samples.table,
         fields=[
-            field
-            for field in wanted.fields()
-            if field.name.partition("/")[0] not in wanted.networks.added
+            field for field in fields if field.name.partition("/")[0] not in wanted.networks.added
         ],
         views=wanted.views,
         chunk_samples=run.extract.chunk_samples,
@@ -133,6 +132,11 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
     networks = Networks(wanted.networks.teachers)
     config = run.extract.projection
     rows = range(min(config.samples, len(samples)))
+    if len(rows) < config.samples:
+        console.print(
+            f"the projection is fitted on {len(rows)} samples, fewer than the {config.samples} of "
+            "extract.projection.samples: to grow, this cache needs a config that asks for no more"
+        )
     sums = ProjectionSums(grid=config.grid)
     requests: list[Request] = [(row, drawn_views(run, (0,))) for row in rows]
     parts = in_batches(requests, options.batch_size)

@@ -41,17 +41,27 @@ def used_part(run: Run, cache: TeacherCache) -> Part:
     """Choose the rows that a run trains on, whatever the terms of its method.
 
     Raises:
-        pipeline.samples.SamplesError: no sample is of the splits.
-        cache.FieldError: the cache lacks a teacher.
+        cache.CacheError: it holds no sample of a split, or not what the method's terms read.
     """
     samples = samples_from_table(cache.samples, cache.place)
-    samples.of_splits(run.distill.splits)  # says which there are
+    absent = sorted(set(run.distill.splits) - samples.splits().keys())
+    if absent:
+        raise CacheError(
+            f"{cache.place} holds no samples of split {', '.join(absent)}, only of "
+            f"{', '.join(samples.splits())}; extract.splits says what is cached"
+        )
     rows = np.flatnonzero(np.isin(samples.table["split"].to_pylist(), run.distill.splits))
     rows = rows[: math.ceil(run.distill.fraction * len(rows))]
     method = Method(run.distill.weights, temperature=run.distill.temperature)
     fields = ["status", *teacher_fields(run, samples, method)]
     if (clips := clip_field(run.distill.student)) in cache.fields:
         fields.append(clips)
+    lacking = [name for name in fields if name not in cache.fields]
+    if lacking:
+        raise CacheError(
+            f"{cache.place} lacks {', '.join(lacking)}; `dualkd-cache extract --dataset "
+            f"{run.dataset} --out {cache.place}` adds the teachers of extract.added"
+        )
     statuses = np.stack([cache.status_of(name)[rows, : run.distill_views] for name in fields])
     return Part(
         rows=rows,

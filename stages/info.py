@@ -38,6 +38,11 @@ def show(facts: dict[str, Any]) -> None:
     about.add_row("coverage", f"{facts['coverage']:.1%}, {rows['valid']} valid rows")
     bad = ", ".join(f"{count} {kind}" for kind, count in failures.items() if count) or "none"
     about.add_row("failed rows", bad)
+    made_on = [_inside(facts["provenance"], name) for name in ("machine", "device", "decoder")]
+    about.add_row("made by", str(_inside(facts["provenance"], "command")))
+    about.add_row("on", f"{', '.join(map(str, made_on))}, Python {_python(facts)}")
+    packages = (f"{name} {' and '.join(found)}" for name, found in facts["packages"].items())
+    about.add_row("with", ", ".join(packages) or "nothing yet")
     about.add_row("size", f"{facts['bytes'] / 1e6:.1f} MB, {facts['row_bytes']} bytes per row")
     console.print(about)
     fields = Table(box=box.SIMPLE_HEAD)
@@ -46,7 +51,11 @@ def show(facts: dict[str, Any]) -> None:
     told = {"codec": any(row[3] for row in rows_of_fields), "made": facts["coverage"] < 1}
     shown = [index for index, name in enumerate(columns) if told.get(name, True)]
     for index in shown:
-        fields.add_column(columns[index], no_wrap=True, justify="right" if index > 3 else "left")
+        fields.add_column(
+            columns[index],
+            no_wrap=columns[index] != "codec",  # which gives way where a terminal is narrow
+            justify="right" if index > 3 else "left",
+        )
     for row in rows_of_fields:
         fields.add_row(*(row[index] for index in shown))
     console.print(fields)
@@ -64,6 +73,10 @@ def _field_row(name: str, field: dict[str, Any]) -> list[str]:
         f"{field['bytes'] / 1e6:.2f}",
         f"{field['coverage']:.1%}",
     ]
+
+
+def _python(facts: dict[str, Any]) -> str:
+    return str(_inside(facts["provenance"], "python"))
 
 
 def _mapping(value: object) -> dict[str, Any]:

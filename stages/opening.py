@@ -29,7 +29,12 @@ from pipeline.samples import Samples
 from stages.chunk_arrays import ExtractError
 from stages.fields import cache_fields, clip_field, note_codecs
 from stages.progress import console
-from stages.recorded import recorded_samples_now, sample_differences, tell_other_versions
+from stages.recorded import (
+    changed_samples,
+    in_lines,
+    recorded_samples_now,
+    tell_other_versions,
+)
 from stages.rows import Networks
 from stages.teachers import check_added, identity_for
 from stages.wording import plural
@@ -87,7 +92,7 @@ class Wanted:
         """
         more = len(self.new_samples(stored))
         identity = identity_for(self.run, self.table, self.teachers, stored, more=more)
-        stored.check_identity(identity)
+        self._check_identity(stored, identity)
         check_added(self.run, stored, self.networks.added)
         self._check_samples(stored)
         addable = [clip_field(name) for name in self.networks.students]
@@ -103,17 +108,35 @@ class Wanted:
                 "another --out, or --replace, which moves this cache aside"
             )
 
+    def _check_identity(self, stored: TeacherCache, identity: dict[str, Any]) -> None:
+        try:
+            stored.check_identity(identity)
+        except IdentityMismatch as error:
+            ((name, fitted, wanted), *more) = error.differences
+            if name != "projection.samples" or more:
+                raise
+            raise ExtractError(
+                f"the projection of {stored.place} was fitted on {fitted} samples, all that there "
+                f"were; extract.projection.samples now takes {wanted}, and a projection is never "
+                f"fitted again. Go on with `samples: {fitted}` there, or give another --out, or "
+                "--replace, which moves this cache aside"
+            ) from error
+
     def _check_samples(self, stored: TeacherCache) -> None:
         """The cache's samples are among those of today: same ids, files, stretches and labels."""
-        today, lost = recorded_samples_now(stored.samples, self.table.table)
+        _, lost = recorded_samples_now(stored.samples, self.table.table)
         if lost:
             raise ExtractError(
                 f"{stored.place} holds {len(lost)} samples that the samples table does not list, "
                 f"the first is {lost[0]}. Prepare the samples table that it was made from, use "
                 "another --out, or --replace"
             )
-        for difference in sample_differences(stored.samples, today):
-            raise ExtractError(f"{stored.place}: {difference}. Use another --out, or --replace")
+        changed = changed_samples(stored.samples, self.table.table)
+        if changed:
+            raise ExtractError(
+                f"{stored.place} was made from other samples:\n{in_lines(changed)}\n"
+                "Prepare the samples table that it was made from, use another --out, or --replace."
+            )
 
 
 def _grow(writer: CacheWriter, stored: TeacherCache, wanted: Wanted) -> None:

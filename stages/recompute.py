@@ -28,7 +28,7 @@ from pipeline.projection import Projection
 from pipeline.samples import Samples, read_samples, samples_from_table
 from stages.fields import clip_field, stored_students
 from stages.progress import track
-from stages.recorded import environment, recorded_samples_now, sample_differences
+from stages.recorded import changed_samples, environment, in_lines, recorded_samples_now
 from stages.rows import (
     Networks,
     drawn_views,
@@ -45,8 +45,6 @@ from stages.teachers import check_added, features, identity_for, load_added, loa
 TOLERANCE = {"float16": 2.0**-9, "float64": 1e-9}
 _EXACT = 0.5  # allowed of integers
 _NOT_FINITE = 1e9  # stands for a recomputed value that is not finite
-
-_SHOWN = 10
 
 
 class RecomputeError(RuntimeError):
@@ -147,7 +145,13 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
         for place, read in enumerate(batch):
             if read.clips is None:
                 what = f"was readable when the cache was made, and is not now: {read.error}"
-                _note(result, stored, of_batch[place], what, "compare the file with its maker's")
+                _note(
+                    result,
+                    stored,
+                    of_batch[place],
+                    what,
+                    "put the video back, or say with --root where the videos are",
+                )
         if good:
             made = _make([batch[place] for place in good], networks, projection)
             _compare(result, stored, of_batch[good], made)
@@ -163,22 +167,13 @@ def _added(run: Run, stored: TeacherCache, now: Samples, options: Options) -> di
 
 
 def _check_samples(run: Run, stored: TeacherCache, now: Samples) -> None:
-    table, lost = recorded_samples_now(stored.samples, now.table)
+    _, lost = recorded_samples_now(stored.samples, now.table)
     differences = [f"sample {name} is not in the samples table" for name in lost]
-    if not lost:
-        differences = list(sample_differences(stored.samples, table))
+    differences += changed_samples(stored.samples, now.table)
     if differences:
-        hidden = len(differences) - _SHOWN
-        more = [f"  … and {hidden} more"] if hidden > 0 else []
         raise RecomputeError(
-            "\n".join(
-                [
-                    f"{stored.path} was not made from the samples of {run.samples_path}:",
-                    *(f"  {difference}" for difference in differences[:_SHOWN]),
-                    *more,
-                    "Prepare the samples table that the cache was made from.",
-                ]
-            )
+            f"{stored.path} was not made from the samples of {run.samples_path}:\n"
+            f"{in_lines(differences)}\nPrepare the samples table that the cache was made from."
         )
 
 

@@ -13,6 +13,8 @@ from cache import TeacherCache, package_versions
 from pipeline.video import decoder_version
 from stages.progress import console
 
+_SHOWN = 10
+
 
 def environment() -> dict[str, str]:
     """What a cache's provenance records of the machine, beyond the versions of packages."""
@@ -73,6 +75,23 @@ def sample_differences(recorded: pa.Table, present: pa.Table) -> Iterator[str]:
                     f"sample {name} was recorded with {column} {old!r}, the samples table now "
                     f"says {new!r}"
                 )
+
+
+def changed_samples(recorded: pa.Table, present: pa.Table) -> list[str]:
+    """Tell every recorded sample that is another one in the samples table of today.
+
+    Samples that are not listed there any more are no matter.
+    """
+    today, lost = recorded_samples_now(recorded, present)
+    known = pc.invert(pc.is_in(recorded["sample_id"], value_set=pa.array(lost, pa.string())))
+    return list(sample_differences(recorded.filter(known), today))
+
+
+def in_lines(differences: Sequence[str]) -> str:
+    """The first of many differences, one to a line."""
+    hidden = len(differences) - _SHOWN
+    more = [f"  … and {hidden} more"] if hidden > 0 else []
+    return "\n".join([*(f"  {difference}" for difference in differences[:_SHOWN]), *more])
 
 
 def recorded_samples_now(recorded: pa.Table, present: pa.Table) -> tuple[pa.Table, list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache import Kind, open_cache, repair_cache, verify_cache
+from cache import CacheError, Kind, open_cache, repair_cache, verify_cache
 from stages.progress import PlainConsole, track
 from stages.recorded import other_versions
 
@@ -26,21 +26,29 @@ def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]
         again: compares with the config's teachers, samples and videos; None: the cache alone.
 
     Returns:
-        plain JSON: `path`, `ok`, `fingerprint`, `coverage`, `rows` by status, `files`, `bytes`,
-        `seconds`, `findings`, `versions` that are others here (name → recorded, present), and
-        `recomputed` (`rows`, `fields`, `findings`, `left_out`), null where nothing was made again.
+        plain JSON: `path`, `ok`, `refused` (why it is not the config's cache), `fingerprint`,
+        `coverage`, `rows` by status, `files`, `bytes`, `seconds`, `findings`, `versions` that are
+        others here (name → recorded, present), and `recomputed` (`rows`, `fields`, `findings`,
+        `left_out`), null where nothing was made again.
 
     Raises:
-        cache.CacheError: there is no cache, or it is another one than the config describes.
-        stages.recompute.RecomputeError: a recorded sample is another one now.
+        cache.CacheError: there is no cache.
     """
     started = time.monotonic()
     proof = verify_cache(path, _track)
     seconds = time.monotonic() - started
-    recomputed = again() if again and proof.ok else None  # rows of a damaged cache prove nothing
+    recomputed, refused = None, None
+    if again and proof.ok:  # rows of a damaged cache prove nothing
+        from stages.recompute import RecomputeError  # noqa: PLC0415 (torch takes seconds to import)
+
+        try:
+            recomputed = again()
+        except (CacheError, RecomputeError) as error:
+            refused = str(error)
     return {
         "path": str(path),
-        "ok": proof.ok and not (recomputed and recomputed.findings),
+        "ok": proof.ok and refused is None and not (recomputed and recomputed.findings),
+        "refused": refused,
         "fingerprint": proof.fingerprint,
         "coverage": proof.coverage,
         "rows": proof.rows,
@@ -72,6 +80,8 @@ def show(facts: dict[str, Any]) -> None:
     for finding in facts["findings"]:
         _console.print(f"{finding['kind']}: {finding['file']} {finding['what']}")
         _console.print(f"  {finding['way_out']}")
+    if facts["refused"]:
+        _console.print(facts["refused"])
     recomputed = facts["recomputed"]
     if recomputed:
         _console.print(f"{recomputed['rows']} rows made again; largest difference by field:")

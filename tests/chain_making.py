@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 from pipeline.config import Run, Teacher, load_config
 from pipeline.models import create_model
+from pipeline.samples import Samples, read_samples, write_samples
 from pipeline.weights import load_weights, save_weights
 from stages.extract import Options
 
@@ -80,3 +82,15 @@ def options(run: Run, *, replace: bool = False, views: int | None = None) -> Opt
         replace=replace,
         device=torch.device("cpu"),
     )
+
+
+def replace_column(run: Run, column: str, row: int, value: object) -> str:
+    """Change one cell of the samples table; returns the sample's id."""
+    samples = read_samples(run.samples_path)
+    values = samples.table[column].to_pylist()
+    values[row] = value
+    place = samples.table.column_names.index(column)
+    array = pa.array(values, samples.table[column].type)
+    table = samples.table.set_column(place, column, array)
+    write_samples(Samples(samples.dataset, samples.classes, table), run.samples_path)
+    return str(samples.table["sample_id"][row].as_py())

@@ -23,9 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache import CacheError, describe, open_cache, tables, verify_cache
+from cache import CacheError, describe, open_cache, open_writer, tables, verify_cache
 from cache.sealed import seal
-from cache_making import contents, full_cache, samples_table, sign
+from cache_making import IDENTITY, contents, full_cache, samples_table, sign
 
 JSON_FILES = (
     "zarr.json",
@@ -273,3 +273,54 @@ def test_values_that_are_not_finite_are_found(honest: Path, tmp_path: Path) -> N
     sign(path, file, data.tobytes())
     found = verify_cache(path)
     assert any("finite" in finding.what for finding in found.findings)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["samples.parquet", "commits/0.json", "status/c.0.0", "residual/zarr.json", "manifest.json"],
+)
+def test_a_pipe_in_the_place_of_a_file_is_never_opened(tmp_path: Path, name: str) -> None:
+    path = full_cache(tmp_path / "c")
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    if name != "manifest.json":
+        with pytest.raises(CacheError, match="is neither a file nor a folder"):
+            describe(path)
+    assert not verify_cache(path).ok
+    if name != "status/c.0.0":  # which a writer does not read
+        with pytest.raises(CacheError):
+            open_writer(path, identity=IDENTITY).close()
+
+
+@pytest.mark.parametrize(
+    "added", [{"old": {}}, {"vit": {}}, {"../x": {}}, {"a/b": {}}, [], {"x": 1}]
+)
+def test_added_teachers_must_have_their_fields(tmp_path: Path, added: object) -> None:
+    path = full_cache(tmp_path / "c")
+    document = json.loads((path / "zarr.json").read_bytes())
+    document["attributes"]["dualkd"]["added"] = added
+    (path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(CacheError, match=r"added|cannot name a field"):
+        open_cache(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parts": [0]}, "parts"),
+        ({"parts": []}, "parts"),
+        ({"parts": [10**18]}, "parts"),
+        ({"parts": [2**31, 2**31]}, "at most"),
+        ({"parts": [1] * 2**21}, "parts"),
+        ({"parts": [7, 7]}, "shape"),
+        ({"parts": "10"}, "parts"),
+        ({"parts": [True]}, "parts"),
+    ],
+)
+def test_odd_parts_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = full_cache(tmp_path / "c")
+    document = json.loads((path / "zarr.json").read_bytes())
+    document["attributes"]["dualkd"] |= change
+    (path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(CacheError, match=message):
+        open_cache(path)

@@ -363,9 +363,9 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
 
 
 def test_no_cache(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="gone does not exist; `dualkd-cache extract --out"):
+    with pytest.raises(CacheError, match="gone does not exist; a cache is a folder"):
         open_cache(tmp_path / "gone")
-    with pytest.raises(CacheError, match="is no cache; `dualkd-cache extract --out"):
+    with pytest.raises(CacheError, match="is no cache; `dualkd-cache extract --dataset"):
         open_cache(tmp_path)
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
     with pytest.raises(CacheError, match="is a zarr group, but no cache of dualkd"):

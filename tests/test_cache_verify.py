@@ -102,7 +102,7 @@ def test_what_a_killed_writer_left_is_no_damage(copy: Path) -> None:
 
 
 def test_no_cache_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="is no cache; `dualkd-cache extract --out"):
+    with pytest.raises(CacheError, match="is no cache; `dualkd-cache extract --dataset"):
         verify_cache(tmp_path)
     with pytest.raises(CacheError, match="gone does not exist"):
         verify_cache(tmp_path / "gone")

@@ -338,7 +338,7 @@ def test_resume_refuses_another_identity(full: Path) -> None:
 
 
 def test_resume_needs_a_cache(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"none does not exist; `dualkd-cache extract --out"):
+    with pytest.raises(CacheError, match=r"none does not exist; a cache is a folder"):
         open_writer(tmp_path / "none", identity=IDENTITY)
     with pytest.raises(CacheError, match="is no cache"):
         open_writer(tmp_path, identity=IDENTITY)

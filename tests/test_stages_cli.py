@@ -111,6 +111,29 @@ def test_info_as_json_and_as_a_table(
     assert "vit/logits/action" in table
 
 
+def test_info_reads_a_cache_at_a_url(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = mini.cache_path.absolute().as_uri()
+    assert run(monkeypatch, "dualkd-cache", "info", url) == 0
+    assert "100.0%, 28 valid rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("verify", "s3://b/c"), ("repair", "s3://b/c"), ("extract", "--out", "s3://b/c")]
+)
+def test_other_commands_refuse_a_url(
+    mini: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    more = ("--dataset", "mini") if arguments[0] == "extract" else ()
+    assert run(monkeypatch, "dualkd-cache", *arguments, *more) == 2
+    assert "is a URL" in capsys.readouterr().err
+    assert not Path("s3:").exists()
+
+
 def test_info_on_no_cache_says_so(
     mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

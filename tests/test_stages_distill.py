@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from cache import CacheError, IdentityMismatch, blocks, open_cache
-from chain_making import options, write_config
+from chain_making import options, replace_column, write_config
 from pipeline.config import Run
 from pipeline.models import count_flops, count_parameters, create_model
 from pipeline.objective import LABELS_ONLY, Batch, Method
-from pipeline.samples import samples_from_table
+from pipeline.samples import read_samples, samples_from_table
 from pipeline.weights import load_weights
 from stages import distill as stage
 from stages.distill import Job, check_cache, train_student
@@ -157,6 +157,21 @@ def test_another_cache_is_refused_naming_what_differs(mini: Run) -> None:
 def test_missing_views_are_refused_with_the_command_that_makes_them(mini: Run) -> None:
     other = write_config(Path.cwd(), ("views: {count: 2", "views: {count: 3"))
     with pytest.raises(CacheError, match="dualkd-cache extract --dataset mini"):
+        check_cache(other, open_cache(other.cache_path))
+
+
+def test_samples_that_are_others_now_are_refused(mini: Run) -> None:
+    label = read_samples(mini.samples_path).row(3).labels["action"]
+    name = replace_column(mini, "label_action", 3, (label + 1) % 14)
+    with pytest.raises(CacheError, match=f"sample {name} was recorded with label_action"):
+        check_cache(mini, open_cache(mini.cache_path))
+    mini.samples_path.unlink()  # a teammate's machine may have the cache only
+    check_cache(mini, open_cache(mini.cache_path))
+
+
+def test_a_split_that_is_not_cached_is_told(mini: Run) -> None:
+    other = write_config(Path.cwd(), ("temperature: 2.0", "temperature: 2.0\n  splits: [test]"))
+    with pytest.raises(CacheError, match="holds no samples of split test, only of train"):
         check_cache(other, open_cache(other.cache_path))
 
 

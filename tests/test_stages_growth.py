@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache import IdentityMismatch, Status, TeacherCache, open_cache, verify_cache
+from cache import CacheError, IdentityMismatch, Status, TeacherCache, open_cache, verify_cache
 from cache_making import contents
 from chain_making import nudge_weights, options, write_config
 from pipeline.config import ConfigError, Run
@@ -95,7 +95,7 @@ def test_another_students_clips_are_added(mini: Run, first: str) -> None:
 def test_another_teacher_is_added_and_trained_from(mini: Run) -> None:
     before = standing(mini.cache_path)
     run = with_teachers("[vit, slow]")
-    with pytest.raises(Exception, match="no field 'slow/logits/action'"):
+    with pytest.raises(CacheError, match="lacks slow/logits/action; `dualkd-cache extract"):
         used_part(run, open_cache(run.cache_path))
     extract(run, options(run))
     after = standing(run.cache_path)
@@ -226,7 +226,7 @@ def test_a_projection_of_few_samples_does_not_serve_for_many(mini: Run) -> None:
     shutil.rmtree(mini.cache_path)
     extract(mini, replace(options(mini), limit=9))
     extract(mini, replace(options(mini), limit=9))
-    with pytest.raises(IdentityMismatch, match=r"projection\.samples: cache 9, wanted 14"):
+    with pytest.raises(ExtractError, match=r"fitted on 9 samples.*now takes 14.*`samples: 9`"):
         extract(mini, options(mini))
     run = write_config(Path.cwd(), ("samples: 14, seed", "samples: 9, seed"))
     extract(run, options(run))

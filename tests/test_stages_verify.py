@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 import chain_making
 from cache import DamagedError, IdentityMismatch, Kind, open_cache, repair_cache, verify_cache
 from cache.commits import package_versions
-from chain_making import nudge_weights, write_config
+from chain_making import nudge_weights, replace_column, write_config
 from pipeline.config import Run
-from pipeline.samples import Samples, read_samples, write_samples
+from pipeline.samples import read_samples, write_samples
 from stages import cli, recompute
 from stages.extract import extract
 from stages.recompute import TOLERANCE, Options, RecomputeError
@@ -35,18 +34,6 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.cache_main()
     return int(stop.value.code or 0)
-
-
-def replace_column(run: Run, column: str, row: int, value: object) -> str:
-    """Change one cell of the samples table; returns the sample's id."""
-    samples = read_samples(run.samples_path)
-    values = samples.table[column].to_pylist()
-    values[row] = value
-    place = samples.table.column_names.index(column)
-    array = pa.array(values, samples.table[column].type)
-    table = samples.table.set_column(place, column, array)
-    write_samples(Samples(samples.dataset, samples.classes, table), run.samples_path)
-    return str(samples.table["sample_id"][row].as_py())
 
 
 # --- rows made again ---------------------------------------------------------------------------
