@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a network, the FLOPs by fvcore, without the arithmetic itself."""
+"""Parameters, FLOPs (by fvcore) and shapes of features of a network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ _ATEN: Any = torch.ops.aten
 _DRAWS = {_ATEN.normal_.default, _ATEN.uniform_.default}
 
 
-class ShapesOnly(TorchDispatchMode):
+class ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it convolutions and products of matrices answer zeros of the right shape, at once.
 
-    Weights that would be drawn at random are 0. So a network of 300 GFLOPs is built and traced in a
-    second or two; its outputs mean nothing.
+    Weights that would be drawn at random are 0. So a network of 300 GFLOPs is built in a second and
+    its shapes are known in another; its outputs mean nothing. fvcore cannot count within it: the
+    tracer does not see the convolutions.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,
@@ -63,12 +67,13 @@ def count_parameters(model: nn.Module) -> int:
 def count_flops(model: VideoModel, clip: ClipSpec | None = None) -> int:
     """Multiply-adds of one clip, the field's "FLOPs", counted by fvcore in evaluation mode.
 
+    fvcore traces a forward pass, so this takes as long as one.
+
     Args:
         model: the network.
         clip: its frames and size; by default the network's own clip.
     """
     from fvcore.nn import FlopCountAnalysis  # noqa: PLC0415 (slow to import, seldom needed)
-    from fvcore.nn.jit_handles import conv_flop_jit  # noqa: PLC0415
 
     clip = clip or model.clip
     device = next(model.parameters()).device
@@ -77,10 +82,9 @@ def count_flops(model: VideoModel, clip: ClipSpec | None = None) -> int:
     model.eval()
     analysis = FlopCountAnalysis(model, example)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.set_op_handle("aten::convolution", conv_flop_jit)  # its name under ShapesOnly
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), ShapesOnly():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, warns
             return int(analysis.total())
     finally:

@@ -33,7 +33,7 @@ ALPHA = 4
 """SlowFast's frames of the fast pathway for each of the slow one."""
 
 
-class PytorchvideoX3D(VideoModel):
+class _PytorchvideoX3D(VideoModel):
     """X3D; pooled features are the input of its last linear layer, `proj`.
 
     The map is what the head takes, every frame at a 32nd of the size (rounded up); the head widens
@@ -67,7 +67,7 @@ class PytorchvideoX3D(VideoModel):
         return logits
 
 
-class PytorchvideoSlow(VideoModel):
+class _PytorchvideoSlow(VideoModel):
     """Slow, a 3D ResNet; pooled features are the mean of the last map."""
 
     def __init__(self, name: str, clip: ClipSpec, heads: Mapping[str, int], net: nn.Module) -> None:
@@ -88,7 +88,7 @@ class PytorchvideoSlow(VideoModel):
         )
 
 
-class PytorchvideoSlowFast(VideoModel):
+class _PytorchvideoSlowFast(VideoModel):
     """SlowFast, both pathways from one clip: the fast one's; the slow one takes every fourth frame.
 
     The frames of the slow pathway are those of the library's own `PackPathway` (its torch hub
@@ -133,7 +133,7 @@ class PytorchvideoSlowFast(VideoModel):
         )
 
 
-class PytorchvideoMViT(VideoModel):
+class _PytorchvideoMViT(VideoModel):
     """MViT; pooled features are the class token after the last norm. It takes one size only."""
 
     def __init__(self, name: str, clip: ClipSpec, heads: Mapping[str, int], net: nn.Module) -> None:
@@ -176,7 +176,7 @@ def _x3d(width: float, depth: float, stem: int = 12, head_dim: int = 2048) -> Bu
             inner_act=nn.SiLU,  # the same function as pytorchvideo's Swish, in one kernel
             head_activation=None,  # the default is Softmax, in training too: logits wanted
         )
-        return PytorchvideoX3D(name, clip, heads, net)
+        return _PytorchvideoX3D(name, clip, heads, net)
 
     return build
 
@@ -190,7 +190,7 @@ def _slow_r50(name: str, clip: ClipSpec, heads: Mapping[str, int], dropout: floa
         dropout_rate=dropout,
         head_activation=None,
     )
-    return PytorchvideoSlow(name, clip, heads, net)
+    return _PytorchvideoSlow(name, clip, heads, net)
 
 
 def _slowfast(depth: int, fusion_kernel: int) -> Builder:
@@ -202,7 +202,7 @@ def _slowfast(depth: int, fusion_kernel: int) -> Builder:
             dropout_rate=dropout,
             head_activation=None,
         )
-        return PytorchvideoSlowFast(name, clip, heads, net)
+        return _PytorchvideoSlowFast(name, clip, heads, net)
 
     return build
 
@@ -214,7 +214,7 @@ def _mvit_base(name: str, clip: ClipSpec, heads: Mapping[str, int], dropout: flo
         head_dropout_rate=dropout,
         head_activation=None,
     )
-    return PytorchvideoMViT(name, clip, heads, net)
+    return _PytorchvideoMViT(name, clip, heads, net)
 
 
 # The published accuracies are of 30 views (MViT: 5) at the test crop: for X3D-M, Slow and SlowFast

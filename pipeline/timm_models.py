@@ -27,11 +27,11 @@ class UnfitModelError(ValueError):
     """A model of timm has no last linear layer or no feature map; the message says which."""
 
 
-class TimmFrames(VideoModel):
+class _TimmFrames(VideoModel):
     """An image model on every frame; pooled features are the mean over time of the frames' own.
 
     The last layer is linear, so its logits are the mean of the frames' logits. The map has one slice
-    per frame. Models with positions take one size only, the others any, and all any number of frames.
+    per frame. Models of patches take one size only, the others any; all any number of frames.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class TimmFrames(VideoModel):
         images = clips.transpose(1, 2).flatten(0, 1)  # (B·T, 3, H, W)
         made = self.net.forward_features(images)
         of_frames = self.net.forward_head(made, pre_logits=True)  # (B·T, C_pooled)
-        pooled = of_frames.unflatten(0, (batch, frames)).mean(dim=1)
+        pooled = of_frames.reshape(batch, frames, -1).mean(dim=1)
         logits = self.net.get_classifier()(self.dropout(pooled))
-        maps = self._as_map(made).unflatten(0, (batch, frames)).transpose(1, 2)
+        maps = self._as_map(made)
+        maps = maps.reshape(batch, frames, *maps.shape[1:]).transpose(1, 2)
         return Features(logits=self.split_heads(logits), pooled=pooled, map=maps)
 
     def _as_map(self, made: Any) -> Tensor:
@@ -70,7 +71,7 @@ class TimmFrames(VideoModel):
             tokens = made[:, getattr(self.net, "num_prefix_tokens", 0) :]
             side = math.isqrt(int(tokens.shape[1]))
             if side * side == int(tokens.shape[1]):
-                return tokens.transpose(1, 2).unflatten(2, (side, side))
+                return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
         raise UnfitModelError(
             f"{self.name} answers features of {shape}, neither a map nor a square of tokens; "
@@ -91,7 +92,7 @@ def _build(name: str, clip: ClipSpec, heads: Mapping[str, int], dropout: float) 
     net = timm.create_model(
         name.removeprefix(TIMM), pretrained=False, num_classes=sum(heads.values())
     )
-    return TimmFrames(name, clip, heads, net, dropout)
+    return _TimmFrames(name, clip, heads, net, dropout)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ KINETICS = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.21
 CROP_OF_RESIZE = 224 / 256  # and 112 / 128: the central share of the short side
 
 
-class TorchvisionMViT(VideoModel):
+class _TorchvisionMViT(VideoModel):
     """MViT; pooled features are the class token after the last norm. It takes one size only."""
 
     def __init__(self, name: str, clip: ClipSpec, heads: Mapping[str, int], net: nn.Module) -> None:
@@ -53,7 +53,7 @@ class TorchvisionMViT(VideoModel):
         return logits
 
 
-class TorchvisionSwin(VideoModel):
+class _TorchvisionSwin(VideoModel):
     """Swin3D; pooled features are the mean of its normed tokens. It takes other sizes too."""
 
     def __init__(
@@ -73,7 +73,7 @@ class TorchvisionSwin(VideoModel):
         )
 
 
-class TorchvisionResNet(VideoModel):
+class _TorchvisionResNet(VideoModel):
     """R3D, MC3 and R(2+1)D; pooled features are the mean of the last map."""
 
     def __init__(
@@ -107,7 +107,7 @@ class _Window(nn.Module):
         return functional.avg_pool3d(feature_map, kernel, stride=1)
 
 
-class TorchvisionS3D(VideoModel):
+class _TorchvisionS3D(VideoModel):
     """S3D; its head averages windows of 2x7x7, then what it says of each.
 
     The head is linear, so the pooled features are the mean over the windows; this is not the mean
@@ -137,7 +137,7 @@ class TorchvisionS3D(VideoModel):
 def _mvit(library: Callable[..., nn.Module]) -> Builder:
     def build(name: str, clip: ClipSpec, heads: Mapping[str, int], dropout: float) -> VideoModel:
         net = library(weights=None, num_classes=sum(heads.values()), dropout=dropout)
-        return TorchvisionMViT(name, clip, heads, net)
+        return _TorchvisionMViT(name, clip, heads, net)
 
     return build
 
@@ -168,11 +168,11 @@ def _mvit_tiny(name: str, clip: ClipSpec, heads: Mapping[str, int], dropout: flo
         patch_embed_stride=(2, 6, 6),
         patch_embed_padding=(1, 1, 1),
     )
-    return TorchvisionMViT(name, clip, heads, net)
+    return _TorchvisionMViT(name, clip, heads, net)
 
 
 def _with_dropout(
-    model: type[TorchvisionSwin] | type[TorchvisionResNet], library: Callable[..., nn.Module]
+    model: type[_TorchvisionSwin] | type[_TorchvisionResNet], library: Callable[..., nn.Module]
 ) -> Builder:
     def build(name: str, clip: ClipSpec, heads: Mapping[str, int], dropout: float) -> VideoModel:
         net = library(weights=None, num_classes=sum(heads.values()))
@@ -183,7 +183,7 @@ def _with_dropout(
 
 def _s3d(name: str, clip: ClipSpec, heads: Mapping[str, int], dropout: float) -> VideoModel:
     net = video.s3d(weights=None, num_classes=sum(heads.values()), dropout=dropout)
-    return TorchvisionS3D(name, clip, heads, net)
+    return _TorchvisionS3D(name, clip, heads, net)
 
 
 def _clip(frames: int, stride: int, size: int, **normalisation: Any) -> ClipSpec:
@@ -192,12 +192,12 @@ def _clip(frames: int, stride: int, size: int, **normalisation: Any) -> ClipSpec
 
 def _swin(library: Callable[..., nn.Module], published: Published) -> Entry:
     clip = _clip(32, 2, 224, **IMAGENET)
-    return Entry("vit", clip, _with_dropout(TorchvisionSwin, library), published)
+    return Entry("vit", clip, _with_dropout(_TorchvisionSwin, library), published)
 
 
 def _resnet(library: Callable[..., nn.Module], published: Published) -> Entry:
     clip = _clip(16, 2, 112, **KINETICS)
-    return Entry("cnn", clip, _with_dropout(TorchvisionResNet, library), published)
+    return Entry("cnn", clip, _with_dropout(_TorchvisionResNet, library), published)
 
 
 # torchvision publishes the FLOPs of 16 frames for all of them, whatever clip the accuracy is of.
@@ -215,12 +215,8 @@ TORCHVISION = {
         Published(0.78477, 36.610672, 70.599, (16, 224)),
     ),
     "torchvision/mvit_tiny": Entry("vit", ClipSpec(8, 6, 48), _mvit_tiny),
-    "torchvision/swin3d_t": _swin(
-        video.swin3d_t, Published(0.77715, 28.158070, 43.882, (16, 224))
-    ),
-    "torchvision/swin3d_s": _swin(
-        video.swin3d_s, Published(0.79521, 49.816678, 82.841, (16, 224))
-    ),
+    "torchvision/swin3d_t": _swin(video.swin3d_t, Published(0.77715, 28.158070, 43.882, (16, 224))),
+    "torchvision/swin3d_s": _swin(video.swin3d_s, Published(0.79521, 49.816678, 82.841, (16, 224))),
     "torchvision/swin3d_b": _swin(
         video.swin3d_b, Published(0.79427, 88.048984, 140.667, (16, 224))
     ),
