@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,7 @@ class _PytorchvideoMViT(VideoModel):
         )
 
 
-def _of_head(head: nn.Module, pooled: Tensor) -> Tensor:
+def _of_head(head: Any, pooled: Tensor) -> Tensor:
     """Dropout and the last linear layer of a ResNet's head."""
     dropped = pooled if head.dropout is None else head.dropout(pooled)
     logits: Tensor = head.proj(dropped)
