@@ -30,8 +30,8 @@ class UnfitModelError(ValueError):
 class _TimmFrames(VideoModel):
     """An image model on every frame; pooled features are the mean over time of the frames' own.
 
-    The last layer is linear, so its logits are the mean of the frames' logits. The map has one slice
-    per frame. Models of patches take one size only, the others any; all any number of frames.
+    The last layer is linear, so its logits are the mean of the frames' logits. The map has one
+    slice per frame. Models of patches take one size only, the others any; all any number of frames.
     """
 
     def __init__(
