@@ -71,10 +71,10 @@ def _facts(name: str) -> dict[str, Any]:
 def show(facts: Sequence[dict[str, Any]]) -> None:
     """Print the facts, for people."""
     console = PlainConsole(**({} if sys.stdout.isatty() else {"width": _WIDTH}))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     versus = facts[0].get("versus") if facts else None
     table.add_column("model", overflow="fold")
-    table.add_column("kind")
+    table.add_column("")  # vit or cnn
     for heading in ("clip", "M par", "GFLOPs", "pooled", "map", "K400"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("par", "FLOPs") if versus else ():

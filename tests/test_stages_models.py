@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from pipeline.model_names import MODEL_NAMES
 from pipeline.models import UnknownModelError, count_flops, create_model
 from stages import cli
-from stages.models import models
+from stages.models import models, show
 
 TINY, NANO = "torchvision/mvit_tiny", "pytorchvideo/x3d_nano"
 
@@ -50,6 +51,28 @@ def test_the_table_fits_and_json_is_for_programs(
     assert "−" in line
     assert run(monkeypatch, NANO, "--json") == 0
     assert json.loads(capsys.readouterr().out) == models([NANO], None)
+
+
+def test_the_longest_names_and_numbers_stay_on_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (facts,) = models([NANO], NANO)
+    longest = {
+        "name": max(MODEL_NAMES, key=len),
+        "clip": {"frames": 128, "stride": 2, "size": 224},
+        "flops": 281.92e9,
+        "parameters": 88.05e6,
+        "pooled": 2304,
+        "map": [192, 16, 10, 10],
+        "k400_top1": 0.8,
+        "parameters_saved": -1.55,
+        "flops_saved": -3.37,
+    }
+    show([facts | longest])
+    (line,) = (line for line in capsys.readouterr().out.split("\n") if longest["name"] in line)
+    assert len(line) <= 100
+    assert "192×16×10×10" in line
+    assert "+337%" in line
 
 
 def test_unknown_names_are_told_before_anything_is_counted(
