@@ -2,7 +2,7 @@
 
 Configurations are those of `pytorchvideo.models.hub` 0.1.5, figures those of its model zoo
 (https://github.com/facebookresearch/pytorchvideo/blob/main/docs/source/model_zoo.md), whose FLOPs
-are of the test crop; X3D-L is from https://github.com/facebookresearch/SlowFast/tree/main/projects/x3d
+are of the test crop; X3D-L is from https://github.com/facebookresearch/SlowFast MODEL_ZOO.md
 and MViT-B 16x4 from its paper, arXiv 2104.11227; accuracies of both are the hub's docstrings'.
 All heads answer logits: no activation, whatever the library's default (X3D's is Softmax).
 """
