@@ -51,6 +51,7 @@ def read_clips(
     specs: Sequence[ClipSpec],
     *,
     digested: Sequence[Sequence[int]] | None = None,
+    test_crop: bool = False,
 ) -> SampleClips:
     """Open a sample's video, choose its views, decode once and cut every clip.
 
@@ -64,6 +65,7 @@ def read_clips(
         specs: clip specifications.
         digested: groups of specifications, by index, each of which has a digest of its own; by
             default all are one group.
+        test_crop: cut each specification's `test_share` out of the views, for evaluation.
 
     Raises:
         VideoError: the video cannot be read; the message says why.
@@ -85,7 +87,8 @@ def read_clips(
     for row, view in enumerate(views):
         parts = index[row * len(specs) : (row + 1) * len(specs)]
         for into, part, spec in zip(clips, parts, specs, strict=True):
-            into.append(cut_clip(frames.rgb[part], view, spec))
+            box = view.narrowed(spec.test_share) if test_crop else view
+            into.append(cut_clip(frames.rgb[part], box, spec))
         seen = [hashes[np.concatenate([parts[which] for which in group])] for group in groups]
         digests.append([xxhash.xxh3_64_intdigest(of_group.tobytes()) for of_group in seen])
     return SampleClips(
@@ -173,11 +176,13 @@ class ClipDataset(Dataset[Read]):
         specs: Sequence[ClipSpec],
         *,
         digested: Sequence[Sequence[int]] | None = None,
+        test_crop: bool = False,
     ) -> None:
         self._root = root
         self._samples = samples
         self._specs = tuple(specs)
         self._digested = digested
+        self._test_crop = test_crop
 
     def __getitem__(self, index: Request) -> Read:
         """Read one sample."""
@@ -189,6 +194,7 @@ class ClipDataset(Dataset[Read]):
                 choose,
                 self._specs,
                 digested=self._digested,
+                test_crop=self._test_crop,
             )
         except VideoError as error:
             return Read(row, None, str(error))

@@ -22,7 +22,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.model_names import MODEL_NAMES, nearest_names
+from pipeline.model_names import is_model_name, nearest_names
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -33,7 +33,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # becomes the name of a f
 
 
 def _known(model: str) -> str:
-    if model not in MODEL_NAMES:
+    if not is_model_name(model):
         raise ValueError(f"the name of a model; the nearest are {nearest_names(model)}")
     return model
 

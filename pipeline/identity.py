@@ -96,8 +96,12 @@ def view_rule(views: Views) -> ViewRule:
 
 
 def clip_identity(clip: ClipSpec) -> dict[str, Any]:
-    """A clip specification with the resize that `views.cut_clip` does."""
-    return {**asdict(clip), "resize": "bilinear, not antialiased, uint8"}
+    """What of a clip specification decides a cached row, with the resize of `views.cut_clip`.
+
+    Cached rows are of drawn views: `test_share` is not among it.
+    """
+    decides = {name: value for name, value in asdict(clip).items() if name != "test_share"}
+    return {**decides, "resize": "bilinear, not antialiased, uint8"}
 
 
 def projection_digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:

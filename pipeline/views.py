@@ -9,7 +9,7 @@ exactly on any machine.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ class ClipSpec:
         size: pixels, width and height.
         mean: per RGB channel, on [0, 1].
         std: per RGB channel, on [0, 1].
+        test_share: what the published evaluation sees of the central square, as a share of its
+            side: 224 / 256 for a crop of 224 pixels of frames resized to 256. Views that are drawn
+            have their own boxes; this is for evaluation alone.
     """
 
     frames: int
@@ -37,6 +40,7 @@ class ClipSpec:
     size: int
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    test_share: float = 1.0
 
     @property
     def span_sec(self) -> float:
@@ -67,6 +71,13 @@ class View:
     def as_row(self) -> NDArray[np.float64]:
         """(6,) float64, the record that the cache stores."""
         return np.array([self.centre_sec, self.x0, self.y0, self.x1, self.y1, float(self.flip)])
+
+    def narrowed(self, share: float) -> View:
+        """The same view of the middle of its box: `share` of its width and height."""
+        if share == 1.0:
+            return self
+        x, y = (self.x1 - self.x0) * (1 - share) / 2, (self.y1 - self.y0) * (1 - share) / 2
+        return replace(self, x0=self.x0 + x, y0=self.y0 + y, x1=self.x1 - x, y1=self.y1 - y)
 
     @classmethod
     def from_row(cls, row: NDArray[np.float64]) -> View:

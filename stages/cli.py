@@ -118,6 +118,28 @@ def report(
     typer.echo(f"report: {path}")
 
 
+@app.command()
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Only these, or timm/NAME; without, all but timm's, which takes minutes."
+        ),
+    ] = None,
+    versus: Annotated[str | None, typer.Option(help="Add what each saves beside this one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the networks: what each takes, gives and costs."""
+    from stages.models import models as stage
+    from stages.models import show
+
+    facts = stage(names or [], versus)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        show(facts)
+
+
 @cache_app.command()
 def extract(
     dataset: Dataset,

@@ -94,7 +94,8 @@ def score(
     head = next(iter(samples.heads))
     rows: list[int] = []
     logits: dict[str, list[NDArray[np.float32]]] = {role: [] for role in models}
-    reads = iterate(ClipDataset(root, samples, specs), batches, workers)
+    dataset = ClipDataset(root, samples, specs, test_crop=True)
+    reads = iterate(dataset, batches, workers)
     for batch in track(reads, total=len(batches), what="evaluating", unit="batches"):
         scored.errors |= {read.row: read.error for read in batch if read.error is not None}
         good = [read for read in batch if read.clips is not None]

@@ -19,10 +19,16 @@ import chain_making
 from cache.identity import fingerprint
 from pipeline import identity as identity_module
 from pipeline.config import Run
-from pipeline.identity import build_identity, projection_digest, teacher_identity, view_rule
+from pipeline.identity import (
+    build_identity,
+    clip_identity,
+    projection_digest,
+    teacher_identity,
+    view_rule,
+)
 from pipeline.models import VideoModel, create_model
 from pipeline.samples import Sample, Samples, build_samples
-from pipeline.views import ViewRule
+from pipeline.views import ClipSpec, ViewRule
 
 CLASSES = {"action": ["bow", "clap", "wave"]}
 
@@ -266,3 +272,8 @@ def test_the_digest_of_a_projection_depends_on_values_names_and_shapes_only() ->
     assert projection_digest({"weight": nudged}) != digest
     assert projection_digest({"weights": array}) != digest
     assert projection_digest({"weight": array.reshape(3, 2)}) != digest
+
+
+def test_the_crop_of_the_published_evaluation_decides_no_row() -> None:
+    assert clip_identity(ClipSpec(4, 2, 8)) == clip_identity(ClipSpec(4, 2, 8, test_share=0.875))
+    assert "test_share" not in clip_identity(ClipSpec(4, 2, 8))

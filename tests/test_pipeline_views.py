@@ -261,3 +261,13 @@ def test_normalise_is_mean_and_std_per_channel_on_zero_to_one() -> None:
     assert batch.dtype == torch.float32
     assert batch.shape == (3, 3, 2, 4, 4)
     np.testing.assert_allclose(batch.numpy(), np.moveaxis(expected, -1, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_narrowed_view_is_the_middle_of_its_box() -> None:
+    view = View(1.0, 0.25, 0.0, 0.75, 1.0, flip=False)
+    narrow = view.narrowed(224 / 256)
+    np.testing.assert_allclose(
+        [narrow.x0, narrow.y0, narrow.x1, narrow.y1], [0.28125, 0.0625, 0.71875, 0.9375]
+    )
+    assert (narrow.centre_sec, narrow.flip) == (1.0, False)
+    assert view.narrowed(1.0) is view

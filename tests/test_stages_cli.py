@@ -25,6 +25,7 @@ COMMANDS = [
     (cli.app, "distill"),
     (cli.app, "evaluate"),
     (cli.app, "report"),
+    (cli.app, "models"),
     (cli.cache_app, "extract"),
     (cli.cache_app, "info"),
     (cli.cache_app, "verify"),
