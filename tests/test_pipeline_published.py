@@ -106,7 +106,7 @@ def test_no_host_is_named() -> None:
     for folder in ("pipeline", "stages", "cache", "configs"):
         for path in (root / folder).rglob("*.py"):
             assert not re.search(
-                r"(fbaipublicfiles|huggingface\.co|pytorch\.org)", path.read_text()
+                r"(fbaipublicfiles|huggingface\.co|download\.pytorch\.org)", path.read_text()
             )
 
 
