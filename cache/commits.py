@@ -222,7 +222,8 @@ def count_statuses(statuses: NDArray[np.uint8]) -> dict[str, int]:
 
 def _parse(layout: Layout, path: Path, document: dict[str, Any]) -> Commit:
     chunk, views, files = document["chunk"], document["views"], document["files"]
-    if commit_chunk(path) != chunk or not 0 <= chunk < layout.num_chunks:
+    # By spelling: `01.json` is no commit of chunk 1, nor is one whose chunk is `true`.
+    if path.name.partition(".")[0] != str(chunk) or not 0 <= chunk < layout.num_chunks:
         raise CacheError(f"{path} commits chunk {chunk}; the cache has {layout.num_chunks}")
     samples = layout.sample_range(chunk)
     if document["samples"] != [samples.start, samples.stop]:

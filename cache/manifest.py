@@ -128,7 +128,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_by_rename(path, content)
-        sync([folder, *(folder / parent for parent in Path(name).parents)])
+        sync(folder / parent for parent in Path(name).parents)
     _publish(folder, recorded | new)
 
 

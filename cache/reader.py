@@ -22,7 +22,7 @@ from cache.identity import check_identity
 from cache.layout import is_url, repair_hint
 from cache.metadata import read_layout
 from cache.remote import copy_metadata
-from cache.schema import STATUS_FIELD, CacheError, Field, FieldError, RowError, status_name
+from cache.schema import STATUS_FIELD, CacheError, Field, FieldError, RowError, Status, status_name
 from cache.tables import read_projection, read_samples
 
 _log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class TeacherCache:
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """What became of each row, as `Status`; (samples, views), 0 where there is no commit."""
-        return self.status_of(STATUS_FIELD.name)
+        return self._read_statuses(STATUS_FIELD.name)
 
     def status_of(self, field: str) -> NDArray[np.uint8]:
         """What became of each row of a field, as `Status`; (samples, views).
@@ -218,9 +218,15 @@ class TeacherCache:
         """
         (field,) = self._check_names([field])
         name = status_name(field, self.fields)
+        status = self.status if name == STATUS_FIELD.name else self._read_statuses(name)
+        samples_in_chunks = np.diff(self._layout.chunk_starts)
+        there = np.repeat(self._commits.present[field], samples_in_chunks, axis=0)
+        return np.where(there, status, np.uint8(Status.MISSING))
+
+    def _read_statuses(self, name: str) -> NDArray[np.uint8]:
+        """An array of statuses, whole; (samples, views)."""
         status = np.zeros((self.num_samples, self.num_views), np.uint8)
-        present = self._commits.present[name] & self._commits.present[field]
-        for chunk, view in np.argwhere(present).tolist():
+        for chunk, view in np.argwhere(self._commits.present[name]).tolist():
             rows = self._layout.sample_range(chunk)
             block = self._chunk_status(name, chunk * self.num_views + view)
             status[rows.start : rows.stop, view] = block[: len(rows)]

@@ -13,6 +13,9 @@ from pipeline.views import ClipSpec
 
 Family = Literal["vit", "cnn"]
 
+# The central share of the short side that most published evaluations see; 112 / 128 is the same.
+CROP_OF_RESIZE = 224 / 256
+
 
 class ClipSizeError(ValueError):
     """A network cannot take clips of this size; the message says which it takes."""

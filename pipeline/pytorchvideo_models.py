@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model_interface import Builder, ClipSizeError, Entry, Features, Published, VideoModel
+from pipeline.model_interface import (
+    CROP_OF_RESIZE,
+    Builder,
+    ClipSizeError,
+    Entry,
+    Features,
+    Published,
+    VideoModel,
+)
 from pipeline.views import ClipSpec
 
 with warnings.catch_warnings():
@@ -56,9 +64,8 @@ class _PytorchvideoX3D(VideoModel):
             feature_map = block(feature_map)
         head = self.net.blocks[-1]
         pooled = head.pool(feature_map).flatten(1)
-        dropped = pooled if head.dropout is None else head.dropout(pooled)
         return Features(
-            logits=self.split_heads(head.proj(dropped)),
+            logits=self.split_heads(_of_head(head, pooled)),
             pooled=pooled,
             map=feature_map,
         )
@@ -157,7 +164,7 @@ class _PytorchvideoMViT(VideoModel):
 
 
 def _of_head(head: Any, pooled: Tensor) -> Tensor:
-    """Dropout and the last linear layer of a ResNet's head."""
+    """Dropout and the last linear layer of a head."""
     dropped = pooled if head.dropout is None else head.dropout(pooled)
     logits: Tensor = head.proj(dropped)
     return logits
@@ -221,7 +228,6 @@ def _mvit_base(name: str, clip: ClipSpec, heads: Mapping[str, int], dropout: flo
 # The published accuracies are of 30 views (MViT: 5) at the test crop: for X3D-M, Slow and SlowFast
 # 256 pixels of a short side of 256. Here every clip has the crop that the network was trained with,
 # X3D-XS and -S the one they were tested with (trained with 160).
-_CROP_OF_RESIZE = 224 / 256
 PYTORCHVIDEO = {
     "pytorchvideo/x3d_xs": Entry(
         "cnn", ClipSpec(4, 12, 182), _x3d(2.0, 2.2), Published(0.6912, 3.79, 0.91, (4, 182))
@@ -231,7 +237,7 @@ PYTORCHVIDEO = {
     ),
     "pytorchvideo/x3d_m": Entry(
         "cnn",
-        ClipSpec(16, 5, 224, test_share=_CROP_OF_RESIZE),
+        ClipSpec(16, 5, 224, test_share=CROP_OF_RESIZE),
         _x3d(2.0, 2.2),
         Published(0.7594, 3.79, 6.72, (16, 256)),
     ),
@@ -245,25 +251,25 @@ PYTORCHVIDEO = {
     "pytorchvideo/x3d_nano": Entry("cnn", ClipSpec(8, 6, 40), _x3d(1.0, 0.5, 6, head_dim=256)),
     "pytorchvideo/slow_r50": Entry(
         "cnn",
-        ClipSpec(8, 8, 224, test_share=_CROP_OF_RESIZE),
+        ClipSpec(8, 8, 224, test_share=CROP_OF_RESIZE),
         _slow_r50,
         Published(0.7458, 32.45, 54.52, (8, 256)),
     ),
     "pytorchvideo/slowfast_r50": Entry(
         "cnn",
-        ClipSpec(32, 2, 224, test_share=_CROP_OF_RESIZE),
+        ClipSpec(32, 2, 224, test_share=CROP_OF_RESIZE),
         _slowfast(50, 7),
         Published(0.7694, 34.57, 65.71, (32, 256)),
     ),
     "pytorchvideo/slowfast_r101": Entry(
         "cnn",
-        ClipSpec(32, 2, 224, test_share=_CROP_OF_RESIZE),
+        ClipSpec(32, 2, 224, test_share=CROP_OF_RESIZE),
         _slowfast(101, 5),
         Published(0.7790, 62.83, 127.20, (32, 256)),
     ),
     "pytorchvideo/mvit_base_16x4": Entry(
         "vit",
-        ClipSpec(16, 4, 224, test_share=_CROP_OF_RESIZE),
+        ClipSpec(16, 4, 224, test_share=CROP_OF_RESIZE),
         _mvit_base,
         Published(0.789, 36.6, 70.5, (16, 224)),
     ),

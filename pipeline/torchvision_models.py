@@ -17,12 +17,18 @@ from torch.nn import functional
 from torchvision.models import video
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
-from pipeline.model_interface import Builder, Entry, Features, Published, VideoModel
+from pipeline.model_interface import (
+    CROP_OF_RESIZE,
+    Builder,
+    Entry,
+    Features,
+    Published,
+    VideoModel,
+)
 from pipeline.views import ClipSpec
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 KINETICS = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.216989)}
-CROP_OF_RESIZE = 224 / 256  # and 112 / 128: the central share of the short side
 
 
 class _TorchvisionMViT(VideoModel):

@@ -33,8 +33,14 @@ from stages.feed import Feed, used_part
 from stages.fields import clip_field
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
-from stages.recorded import changed_samples, in_lines, tell_other_versions
-from stages.teachers import check_added, identity_for, load_added, load_teachers
+from stages.recorded import compare_samples, in_lines, tell_other_versions
+from stages.teachers import (
+    added_identities,
+    check_added,
+    identity_for,
+    load_added,
+    load_teachers,
+)
 
 VARIANTS = ("baseline", "student")
 
@@ -120,10 +126,11 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
     samples = samples_from_table(cache.samples, cache.place)
     teachers = load_teachers(run, samples, torch.device("cpu"))
     cache.check_identity(identity_for(run, samples, teachers.identities(), cache))
-    added = [name for name in run.distill.teachers if name in run.extract.added]
-    check_added(run, cache, load_added(run, samples, torch.device("cpu"), added))
+    names = [name for name in run.distill.teachers if name in run.extract.added]
+    added = load_added(run, samples, torch.device("cpu"), names)
+    check_added(cache, added_identities(run, added))
     if run.samples_path.exists():
-        changed = changed_samples(cache.samples, read_samples(run.samples_path).table)
+        _, changed = compare_samples(cache.samples, read_samples(run.samples_path).table)
         if changed:
             raise CacheError(
                 f"{cache.place} was made from other samples:\n{in_lines(changed)}\n"

@@ -22,6 +22,7 @@ from cache import (
     CacheWriter,
     PendingChunk,
     Status,
+    TeacherCache,
     check_place,
     create_cache,
     is_cache,
@@ -72,13 +73,14 @@ def extract(run: Run, options: Options) -> None:
     if not is_cache(options.out):
         _create(options, wanted)
     with open_wanted(options.out, wanted) as writer:
-        _check_failures(run, options.out, open_cache(options.out).failures, writer)
+        cache = open_cache(options.out)
+        _check_failures(run, options.out, cache.failures, writer)
         pending = _pending(writer, options, wanted)
         done = writer.num_chunks - len({work.chunk for work in pending})
         if done:
             console.print(f"{options.out}: {done} of {writer.num_chunks} chunks stand already")
         if pending:
-            _extract_chunks(options, wanted, writer, pending)
+            _extract_chunks(options, wanted, writer, cache, pending)
         if _pending(writer, options, wanted):
             raise CacheError(f"{options.out} is not complete")
     _summarise(run, options.out)
@@ -186,10 +188,14 @@ def _measured_accuracy(wanted: Wanted) -> dict[str, Any]:
 
 
 def _extract_chunks(
-    options: Options, wanted: Wanted, writer: CacheWriter, pending: Sequence[PendingChunk]
+    options: Options,
+    wanted: Wanted,
+    writer: CacheWriter,
+    cache: TeacherCache,
+    pending: Sequence[PendingChunk],
 ) -> None:
     """Decode ahead over all pending chunks; each is written as soon as its samples are through."""
-    run, networks, cache = wanted.run, wanted.networks, open_cache(options.out)
+    run, networks = wanted.run, wanted.networks
     samples, projection = samples_from_table(cache.samples, cache.place), stored_projection(cache)
     parts: list[list[Request]] = []
     parts_per_chunk = []

@@ -24,19 +24,17 @@ from cache import (
     open_writer,
 )
 from pipeline.config import Run
-from pipeline.identity import added_identity
 from pipeline.samples import Samples
 from stages.chunk_arrays import ExtractError
 from stages.fields import cache_fields, clip_field, note_codecs
 from stages.progress import console
 from stages.recorded import (
-    changed_samples,
+    compare_samples,
     in_lines,
-    recorded_samples_now,
     tell_other_versions,
 )
 from stages.rows import Networks
-from stages.teachers import check_added, identity_for
+from stages.teachers import added_identities, check_added, identity_for
 from stages.wording import plural
 
 
@@ -64,6 +62,11 @@ class Wanted:
     def teachers(self) -> dict[str, dict[str, Any]]:
         """What decides the outputs of the two teachers."""
         return self.networks.teachers.identities()
+
+    @cached_property
+    def added(self) -> dict[str, dict[str, Any]]:
+        """What decides the outputs of the added teachers."""
+        return added_identities(self.run, self.networks.added)
 
     def fields(self, stored: TeacherCache | None = None) -> list[Field]:
         """The arrays, where some stand already fitting to these."""
@@ -93,14 +96,13 @@ class Wanted:
         more = len(self.new_samples(stored))
         identity = identity_for(self.run, self.table, self.teachers, stored, more=more)
         self._check_identity(stored, identity)
-        check_added(self.run, stored, self.networks.added)
+        check_added(stored, self.added)
         self._check_samples(stored)
         addable = [clip_field(name) for name in self.networks.students]
         absent = [
             field.name
             for field in self.fields(stored)
-            if field.name not in (*stored.fields, *addable)
-            and _group(field) not in self.networks.added
+            if field.name not in (*stored.fields, *addable) and _group(field) not in self.added
         ]
         if absent:
             raise ExtractError(
@@ -124,14 +126,13 @@ class Wanted:
 
     def _check_samples(self, stored: TeacherCache) -> None:
         """The cache's samples are among those of today: same ids, files, stretches and labels."""
-        _, lost = recorded_samples_now(stored.samples, self.table.table)
+        lost, changed = compare_samples(stored.samples, self.table.table)
         if lost:
             raise ExtractError(
                 f"{stored.place} holds {len(lost)} samples that the samples table does not list, "
                 f"the first is {lost[0]}. Prepare the samples table that it was made from, use "
                 "another --out, or --replace"
             )
-        changed = changed_samples(stored.samples, self.table.table)
         if changed:
             raise ExtractError(
                 f"{stored.place} was made from other samples:\n{in_lines(changed)}\n"
@@ -150,16 +151,16 @@ def _grow(writer: CacheWriter, stored: TeacherCache, wanted: Wanted) -> None:
     if wanted.views > writer.num_views:
         console.print(f"{out} grows from {writer.num_views} to {wanted.views} views")
         writer.add_views(wanted.views - writer.num_views)
-    absent, added = [f for f in fields if f.name not in stored.fields], wanted.networks.added
-    clips = [field for field in absent if _group(field) not in added]
+    absent = [field for field in fields if field.name not in stored.fields]
+    clips = [field for field in absent if _group(field) not in wanted.added]
     if clips:
         console.print(f"{out} grows by {', '.join(field.name for field in clips)}")
         writer.add_fields(clips)
-    for name, model in added.items():
+    for name, identity in wanted.added.items():
         if name not in stored.added:
             console.print(f"{out} grows by the teacher {name}")
             its = [field for field in absent if _group(field) == name]
-            writer.add_fields(its, {name: added_identity(wanted.run, name, model)})
+            writer.add_fields(its, {name: identity})
 
 
 def open_wanted(out: Path, wanted: Wanted) -> CacheWriter:

@@ -28,7 +28,7 @@ from pipeline.projection import Projection
 from pipeline.samples import Samples, read_samples, samples_from_table
 from stages.fields import clip_field, stored_students
 from stages.progress import track
-from stages.recorded import changed_samples, environment, in_lines, recorded_samples_now
+from stages.recorded import compare_samples, environment, in_lines
 from stages.rows import (
     Networks,
     drawn_views,
@@ -36,7 +36,14 @@ from stages.rows import (
     stored_values,
     stored_values_of_added,
 )
-from stages.teachers import check_added, features, identity_for, load_added, load_teachers
+from stages.teachers import (
+    added_identities,
+    check_added,
+    features,
+    identity_for,
+    load_added,
+    load_teachers,
+)
 
 # A value may differ by this × (its own size + the root mean square of its row in the field). For
 # float16 it is four roundings (one is 2⁻¹¹) of the value, and as much of the row: small values are
@@ -162,14 +169,13 @@ def _added(run: Run, stored: TeacherCache, now: Samples, options: Options) -> di
     """The added teachers that both the cache and the config have, with the recorded weights."""
     both = stored.added.keys() & run.extract.added.keys()
     added = load_added(run, now, options.device, sorted(both))
-    check_added(run, stored, added)
+    check_added(stored, added_identities(run, added))
     return added
 
 
 def _check_samples(run: Run, stored: TeacherCache, now: Samples) -> None:
-    _, lost = recorded_samples_now(stored.samples, now.table)
-    differences = [f"sample {name} is not in the samples table" for name in lost]
-    differences += changed_samples(stored.samples, now.table)
+    lost, changed = compare_samples(stored.samples, now.table)
+    differences = [f"sample {name} is not in the samples table" for name in lost] + changed
     if differences:
         raise RecomputeError(
             f"{stored.path} was not made from the samples of {run.samples_path}:\n"

@@ -58,13 +58,25 @@ def tell_other_versions(cache: TeacherCache) -> None:
         console.print(f"{cache.place} was made with other versions: {told}")
 
 
-def sample_differences(recorded: pa.Table, present: pa.Table) -> Iterator[str]:
-    """Tell every sample whose id, file, stretch, split or label is another one now.
+def compare_samples(recorded: pa.Table, present: pa.Table) -> tuple[list[str], list[str]]:
+    """Look recorded samples up by id in the samples table of today.
 
     Args:
         recorded: a cache's samples table.
-        present: rows of the samples table of today, in the same order.
+        present: the table of today, in any order.
+
+    Returns:
+        the ids that are not listed any more; and for every other recorded sample a sentence for
+        each of file, stretch, split and label that is another one now.
     """
+    places = pc.index_in(recorded["sample_id"], value_set=present["sample_id"].combine_chunks())
+    lost = recorded["sample_id"].filter(pc.is_null(places)).to_pylist()
+    known, today = recorded.filter(pc.is_valid(places)), present.take(places.drop_null())
+    return lost, list(_differences(known, today))
+
+
+def _differences(recorded: pa.Table, present: pa.Table) -> Iterator[str]:
+    """Compare two tables of the same samples in the same order."""
     names = recorded["sample_id"].to_pylist()
     for column in present.column_names:
         absent = [None] * len(names)
@@ -77,30 +89,8 @@ def sample_differences(recorded: pa.Table, present: pa.Table) -> Iterator[str]:
                 )
 
 
-def changed_samples(recorded: pa.Table, present: pa.Table) -> list[str]:
-    """Tell every recorded sample that is another one in the samples table of today.
-
-    Samples that are not listed there any more are no matter.
-    """
-    today, lost = recorded_samples_now(recorded, present)
-    known = pc.invert(pc.is_in(recorded["sample_id"], value_set=pa.array(lost, pa.string())))
-    return list(sample_differences(recorded.filter(known), today))
-
-
 def in_lines(differences: Sequence[str]) -> str:
     """The first of many differences, one to a line."""
     hidden = len(differences) - _SHOWN
     more = [f"  … and {hidden} more"] if hidden > 0 else []
     return "\n".join([*(f"  {difference}" for difference in differences[:_SHOWN]), *more])
-
-
-def recorded_samples_now(recorded: pa.Table, present: pa.Table) -> tuple[pa.Table, list[str]]:
-    """Look recorded samples up by id in the samples table of today.
-
-    Returns:
-        their rows of today in the recorded order, and the ids that are not among them.
-    """
-    ids, known = recorded["sample_id"], present["sample_id"].combine_chunks()
-    places = pc.index_in(ids, value_set=known)
-    lost = ids.filter(pc.is_null(places)).to_pylist()
-    return present.take(places.drop_null()), lost

@@ -93,15 +93,24 @@ def load_added(
     return added
 
 
-def check_added(run: Run, cache: TeacherCache, added: Mapping[str, VideoModel]) -> None:
+def added_identities(run: Run, added: Mapping[str, VideoModel]) -> dict[str, dict[str, Any]]:
+    """What decides the fields of added teachers, by name; weights are digested."""
+    return {name: added_identity(run, name, model) for name, model in added.items()}
+
+
+def check_added(cache: TeacherCache, added: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse a cache in which a teacher of these is another one; those it lacks are no matter.
+
+    Args:
+        cache: the cache.
+        added: see `added_identities`.
 
     Raises:
         cache.IdentityMismatch: with the fields that differ.
     """
     both = sorted(cache.added.keys() & added.keys())
     standing = {name: cache.added[name] for name in both}
-    wanted = {name: added_identity(run, name, added[name]) for name in both}
+    wanted = {name: added[name] for name in both}
     differences = identity_differences({"added": standing}, {"added": wanted})
     if differences:
         raise IdentityMismatch(cache.place, differences)

@@ -106,8 +106,6 @@ def resident(batches: Iterator[Any], at: tuple[int, ...]) -> list[int]:
 def test_memory_does_not_grow_over_ten_thousand_batches(
     cache: TeacherCache, workers: int, method: str | None
 ) -> None:
-    if cache.unmapped and method == "spawn":
-        pytest.skip("half a minute; blocks are tried forked, and maps both ways")
     batches = iter(loader(cache, 10_010, workers, method))  # still running when measured last
     early, late = resident(batches, (1_000, 10_000))
     assert late - early < 8 * 2**20  # 9,000 batches of 32 rows of 91 bytes are 26 MB
