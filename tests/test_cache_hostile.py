@@ -324,3 +324,15 @@ def test_odd_parts_are_refused(tmp_path: Path, change: dict[str, Any], message: 
     (path / "zarr.json").write_text(json.dumps(document))
     with pytest.raises(CacheError, match=message):
         open_cache(path)
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("01.json", 1), ("1.json", True), ("1.json", 1.0)])
+def test_a_commits_chunk_is_spelt_as_its_name(tmp_path: Path, name: str, chunk: object) -> None:
+    path = full_cache(tmp_path / "c")
+    document = json.loads((path / "commits" / "1.json").read_bytes())
+    del document["crc32c"]
+    document["chunk"] = chunk
+    (path / "commits" / "1.json").unlink()
+    (path / "commits" / name).write_bytes(seal(document))
+    with pytest.raises(CacheError, match=rf"{name} (commits chunk|is no commit)"):
+        open_cache(path)
