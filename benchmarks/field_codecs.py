@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from cache import BitRound, BloscZstd, Codec, Field, Fixed8, create_cache, open_cache
 from making import PAYLOAD, identity, machine, own_arrays, print_table, samples_table
-from pipeline.config import Run, load_config
+from pipeline.config import Run
+from pipeline.config_file import load_config
 from stages.extract import Options, extract
 from stages.prepare import prepare
 

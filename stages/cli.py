@@ -264,7 +264,7 @@ def _folder(place: str) -> Path:
 
 def _load(dataset: str, root: Path | None = None) -> Run:
     """Load a config; its videos may lie elsewhere on this machine."""
-    from pipeline.config import config_path, load_config
+    from pipeline.config_file import config_path, load_config
 
     run = load_config(config_path(dataset))
     if root is None:

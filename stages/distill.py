@@ -142,7 +142,7 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
         raise CacheError(
             f"the config trains on {views} views of {len(used.rows)} samples; {cache.place} has "
             f"{cache.num_views} views, and of these rows {used.made.mean():.1%} are made. "
-            f"`dualkd-cache extract --dataset {run.dataset} --out {cache.place} --views {views}` "
+            f"`dualkd-cache extract --dataset {run.name} --out {cache.place} --views {views}` "
             "makes the rest, "
             "distill.views and distill.fraction choose less"
         )

@@ -60,7 +60,7 @@ def used_part(run: Run, cache: TeacherCache) -> Part:
     if lacking:
         raise CacheError(
             f"{cache.place} lacks {', '.join(lacking)}; `dualkd-cache extract --dataset "
-            f"{run.dataset} --out {cache.place}` adds the teachers of extract.added"
+            f"{run.name} --out {cache.place}` adds the teachers of extract.added"
         )
     statuses = np.stack([cache.status_of(name)[rows, : run.distill_views] for name in fields])
     return Part(

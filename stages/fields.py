@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cache import Field, TeacherCache, codec_from_json
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.config_file import ConfigError
 from pipeline.models import VideoModel, model_entry
 from pipeline.samples import Samples
 from stages.progress import console

@@ -88,7 +88,7 @@ def read_inputs(run: Run, cache_path: Path) -> Inputs:
     """
     if not is_cache(cache_path):
         raise ReportError(
-            f"no cache at {cache_path}; `dualkd-cache extract --dataset {run.dataset}` makes it, "
+            f"no cache at {cache_path}; `dualkd-cache extract --dataset {run.name}` makes it, "
             "--cache names another"
         )
     figures = [field.name for field in fields(Score)]
@@ -166,7 +166,7 @@ class _File:
             raise self._error("is missing", verb="makes") from error
 
     def _error(self, what: str, verb: str = "remakes") -> ReportError:
-        command = f"`dualkd {self.stage} --dataset {self.run.dataset}`"
+        command = f"`dualkd {self.stage} --dataset {self.run.name}`"
         return ReportError(f"{self.path} {what}; {command} {verb} it")
 
 
@@ -178,7 +178,7 @@ def check_same_run(inputs: Inputs) -> None:
             are another student's or of other videos, or the cache was made by other teachers than
             those that were scored.
     """
-    dataset, cache = inputs.run.dataset, inputs.cache
+    dataset, cache = inputs.run.name, inputs.cache
     trained, found = inputs.distill["cache_fingerprint"], cache["fingerprint"]
     if trained != found:
         raise ReportError(
@@ -211,7 +211,7 @@ def check_same_run(inputs: Inputs) -> None:
 
 def _check_answers(inputs: Inputs) -> None:
     videos, answers = inputs.metrics["videos"], inputs.answers["sample_id"].tolist()
-    again = f"`dualkd evaluate --dataset {inputs.run.dataset}` answers anew"
+    again = f"`dualkd evaluate --dataset {inputs.run.name}` answers anew"
     if videos != len(answers):
         raise ReportError(
             f"metrics.json counts {videos} videos, answers.parquet {len(answers)}; {again}"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from pipeline.config import Run, Teacher, load_config
+from pipeline.config import Run, Teacher
+from pipeline.config_file import load_config
 from pipeline.models import create_model
 from pipeline.samples import Samples, read_samples, write_samples
 from pipeline.weights import load_weights, save_weights

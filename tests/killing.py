@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import chain_making
-from pipeline.config import AddedTeacher, Run, load_config
+from pipeline.config import AddedTeacher, Run
+from pipeline.config_file import load_config
 from stages import extract as stage
 
 SAMPLES = 6

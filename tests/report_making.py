@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 import cache_making
 from cache import describe
-from pipeline.config import Run, Weights, load_config
+from pipeline.config import Run, Weights
+from pipeline.config_file import load_config
 from pipeline.samples import Sample, build_samples, write_samples
 from stages.files import write_csv, write_json
 

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from pipeline.config import ConfigError, Run, config_path, load_config
+from pipeline.config import Run
+from pipeline.config_file import ConfigError, config_path, load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = ["demo"]  # written down, so that a config which is not found is noticed
@@ -63,7 +64,7 @@ def test_every_config_is_counted() -> None:
 def test_a_config_is_valid_and_says_what_it_is(name: str) -> None:
     path = CONFIGS / f"{name}.yaml"
     run = load_config(path)
-    assert run.dataset == name  # `dvc.yaml` names configs and outputs by the dataset
+    assert run.name == name  # `dvc.yaml` names configs and outputs by it
     head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert any("command:" in line for line in head)
     assert any("cost:" in line for line in head)
@@ -168,7 +169,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
             "got 'x3d_nan', expected the name of a model; the nearest"
             " are pytorchvideo/x3d_nano, pytorchvideo/x3d_tiny, pytorchvideo/x3d_s",
         ),
-        ("dataset", "other", "got 'other', expected the file's own name, 'demo'"),
+        ("name", "other", "got 'other', expected nothing: it is the file's own"),
         ("extract.codecs", "zstd", "got 'zstd', expected a mapping"),
     ],
 )

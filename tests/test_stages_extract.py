@@ -19,7 +19,8 @@ from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache,
 from cache_making import full_disk
 from chain_making import nudge_weights, options, write_config
 from pipeline.clips import StoredViews, read_clips
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.config_file import ConfigError
 from pipeline.models import create_model
 from pipeline.projection import Projection
 from pipeline.samples import read_samples, samples_from_table

@@ -13,7 +13,8 @@ import torch
 from cache import CacheError, IdentityMismatch, Status, TeacherCache, open_cache, verify_cache
 from cache_making import contents
 from chain_making import nudge_weights, options, write_config
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.config_file import ConfigError
 from pipeline.models import create_model
 from pipeline.objective import Method
 from pipeline.samples import Samples, read_samples, write_samples
