@@ -48,6 +48,7 @@ Scale = Annotated[
     Field(strict=False),
     AfterValidator(_ordered),
 ]
+Precision = Literal["fp32", "bf16"]
 Pair = Annotated[tuple[str, str], Field(strict=False)]
 Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 
@@ -195,8 +196,22 @@ _FIELD_GROUPS = {
 }
 
 
+class Gate(_Section):
+    """Before a long extraction the teachers are scored on so many labelled videos; 0 scores none.
+
+    Far below what was published or measured of them is an error, unless `enforce` is false.
+    """
+
+    samples: Annotated[int, Field(ge=0)] = 256
+    enforce: bool = True
+
+
 class Extract(_Section):
-    """Stage one: which splits, which views, what is stored, compressed or (by default) not."""
+    """Stage one: which splits, which views, what is stored, compressed or (by default) not.
+
+    With precision `bf16` the teachers run under bfloat16 autocast, on whatever device: it decides
+    the values of rows a little, so it is part of a cache's fingerprint.
+    """
 
     splits: Annotated[list[str], Field(min_length=1)]
     views: Views
@@ -204,6 +219,8 @@ class Extract(_Section):
     clips: list[ModelName]
     chunk_samples: Positive
     max_failed_share: Share
+    precision: Precision = "fp32"
+    gate: Gate = Gate()
     codecs: dict[str, Codec] = {}  # by the field's name, as `residual`
     added: dict[Name, AddedTeacher] = {}  # by the name that their fields begin with
 
@@ -263,6 +280,11 @@ class Run(_Section):
     def distill_views(self) -> int:
         """How many views of each sample `distill` trains on, the first ones."""
         return self.distill.views or self.extract.views.count
+
+    @property
+    def teachers(self) -> dict[str, Teacher | AddedTeacher]:
+        """All teachers by name: `vit`, `cnn` and those of `extract.added`."""
+        return {"vit": self.teach.vit, "cnn": self.teach.cnn, **self.extract.added}
 
     @property
     def outputs(self) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Run, Views
+from pipeline.config import Precision, Run, Views
 from pipeline.models import VideoModel
 from pipeline.samples import Samples
 from pipeline.views import VIEW_RULE_VERSION, ClipSpec, ViewRule
@@ -69,12 +69,13 @@ def build_identity(
     return plain
 
 
-def teacher_identity(model: VideoModel) -> dict[str, Any]:
-    """What decides the outputs of a teacher, plain JSON: architecture, weights, clip."""
+def teacher_identity(model: VideoModel, precision: Precision) -> dict[str, Any]:
+    """What decides the outputs of a teacher, plain JSON: architecture, weights, clip, precision."""
     identity = {
         "model": model.name,
         "weights_sha256": weights_digest(model.net),
         "clip": clip_identity(model.clip),
+        **({} if precision == "fp32" else {"precision": precision}),
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
@@ -87,7 +88,8 @@ def added_identity(run: Run, name: str, model: VideoModel) -> dict[str, Any]:
         for field, codec in run.extract.codecs.items()
         if codec.lossy and field.partition("/")[0] == name
     }
-    return {**teacher_identity(model), **({"codecs": codecs} if codecs else {})}
+    identity = teacher_identity(model, run.extract.precision)
+    return {**identity, **({"codecs": codecs} if codecs else {})}
 
 
 def view_rule(views: Views) -> ViewRule:

@@ -35,6 +35,11 @@ class Features(NamedTuple):
     pooled: Tensor
     map: Tensor
 
+    def float32(self) -> Features:
+        """The same, out of whatever precision an autocast left it in."""
+        logits = {head: of_head.float() for head, of_head in self.logits.items()}
+        return Features(logits, self.pooled.float(), self.map.float())
+
 
 class VideoModel(nn.Module):
     """A network of the registry behind one interface. Made by `create_model`.

@@ -17,6 +17,23 @@ from pipeline.checkpoints import WeightsError, read_checkpoint
 from pipeline.model_names import MODEL_NAMES
 
 
+def kinetics_classes() -> tuple[str, ...]:
+    """The 400 official names of Kinetics-400 in the order of every published head: alphabetical."""
+    from torchvision.models.video import MViT_V2_S_Weights  # noqa: PLC0415 (slow to import)
+
+    return tuple(MViT_V2_S_Weights.DEFAULT.meta["categories"])
+
+
+def published_classes(name: str) -> tuple[str, ...] | None:
+    """The classes that a model's published weights answer, in order; None where that is not known.
+
+    Those of torchvision and pytorchvideo are all of Kinetics-400: the 400 official names,
+    alphabetical.
+    """
+    library = name.partition("/")[0]
+    return kinetics_classes() if library in ("torchvision", "pytorchvideo") else None
+
+
 class Source(NamedTuple):
     """Where a model's published weights come from.
 

@@ -52,7 +52,7 @@ def train_step(
     with torch.autocast(clips.device.type, torch.bfloat16, enabled=bf16):
         answer = model.features(clips.contiguous(memory_format=torch.channels_last_3d))
     if bf16:
-        answer = _as_float32(answer)
+        answer = answer.float32()
     terms, weights = loss_terms(answer, branch, batch, method)
     loss = total_loss(terms, method.weights)
     _check_finite("loss", loss, terms, batch)
@@ -62,11 +62,6 @@ def train_step(
     _check_finite("gradient", norm, terms, batch)  # before it spoils the weights
     optimiser.step()
     return {"loss": loss, **terms}, answer, weights
-
-
-def _as_float32(answer: Features) -> Features:
-    logits = {head: logits.float() for head, logits in answer.logits.items()}
-    return Features(logits, answer.pooled.float(), answer.map.float())
 
 
 def _check_finite(what: str, value: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:

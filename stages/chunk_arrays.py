@@ -15,7 +15,6 @@ from pipeline.samples import Samples
 from stages.fields import clip_field
 from stages.recorded import environment
 from stages.rows import Networks, stored_values, stored_values_of_added
-from stages.teachers import features
 
 
 class ExtractError(RuntimeError):
@@ -82,12 +81,12 @@ class ChunkArrays:
             for start in range(0, len(rows), batch_size)
         ]
         if "status" in self.arrays:
-            outputs = self._networks.teachers.features(good, batch_size)
+            outputs = self._networks.outputs(good, batch_size)
             for place, (vit, cnn) in zip(places, outputs, strict=True):
                 self._enter(place, stored_values(vit, cnn, projection), "status")
         for name in self._added:
-            model, which = self._networks.added[name], self._networks.added_clip(name)
-            for place, output in zip(places, features(model, good, which, batch_size), strict=True):
+            of_added = self._networks.outputs_of_added(name, good, batch_size)
+            for place, output in zip(places, of_added, strict=True):
                 self._enter(place, stored_values_of_added(name, output), f"{name}/status")
 
     def _enter_frames(self, read: Read) -> None:

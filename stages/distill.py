@@ -125,7 +125,7 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
     """
     samples = samples_from_table(cache.samples, cache.place)
     teachers = load_teachers(run, samples, torch.device("cpu"))
-    cache.check_identity(identity_for(run, samples, teachers.identities(), cache))
+    cache.check_identity(identity_for(run, samples, teachers.identities(run), cache))
     names = [name for name in run.distill.teachers if name in run.extract.added]
     added = load_added(run, samples, torch.device("cpu"), names)
     check_added(cache, added_identities(run, added))

@@ -6,7 +6,6 @@ is read from the cache), then chunk by chunk decode → teachers → residual �
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from pipeline.projection import Projection, ProjectionSums
 from pipeline.samples import read_samples, samples_from_table
 from stages.chunk_arrays import ChunkArrays, ExtractError
 from stages.files import write_json
+from stages.gate import check_teachers
 from stages.opening import Wanted, open_wanted, put_in_place
 from stages.progress import console, meter, track
 from stages.recorded import environment
@@ -42,8 +42,6 @@ from stages.rows import Networks, drawn_views, stored_projection
 from stages.teachers import load_added, load_teachers
 
 __all__ = ["ExtractError", "Options", "extract"]
-
-_FIGURES = ("videos", "top1", "top5")
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,9 @@ def extract(run: Run, options: Options) -> None:
     wanted = _wanted(run, options)
     if options.replace:
         put_in_place(options.out, wanted)
+    accuracy = _pass_gate(options, wanted)
     if not is_cache(options.out):
-        _create(options, wanted)
+        _create(options, wanted, accuracy)
     with open_wanted(options.out, wanted) as writer:
         cache = open_cache(options.out)
         _check_failures(run, options.out, cache.failures, writer)
@@ -95,8 +94,31 @@ def _wanted(run: Run, options: Options) -> Wanted:
         load_teachers(run, table, options.device),
         run.extract.clips,
         load_added(run, table, options.device),
+        run.extract.precision,
     )
     return Wanted(run, table, listed.take(order), networks, options.views, options.limit)
+
+
+def _pass_gate(options: Options, wanted: Wanted) -> dict[str, Any]:
+    """Score the teachers of whom the cache has nothing yet: the others passed when it was made."""
+    models = wanted.networks.teachers.by_role() | dict(wanted.networks.added)
+    samples = len(wanted.first_samples)
+    if is_cache(options.out):
+        stored = open_cache(options.out)
+        samples = stored.num_samples
+        models = {
+            name: model for name, model in wanted.networks.added.items() if name not in stored.added
+        }
+    if not models:
+        return {}
+    return check_teachers(
+        wanted.run,
+        wanted.table,
+        models,
+        rows=samples * options.views,
+        workers=options.workers,
+        batch_size=options.batch_size,
+    )
 
 
 def _pending(writer: CacheWriter, options: Options, wanted: Wanted) -> list[PendingChunk]:
@@ -106,7 +128,7 @@ def _pending(writer: CacheWriter, options: Options, wanted: Wanted) -> list[Pend
     return [work for work in writer.pending(names) if writer.sample_range(work.chunk).start < limit]
 
 
-def _create(options: Options, wanted: Wanted) -> None:
+def _create(options: Options, wanted: Wanted, accuracy: Mapping[str, Any]) -> None:
     """Make an empty cache of the first samples; the fields of added teachers are added to it."""
     check_place(options.out)  # before the calibration, which takes its time
     run, samples = wanted.run, wanted.first_samples
@@ -117,7 +139,7 @@ def _create(options: Options, wanted: Wanted) -> None:
         identity=build_identity(
             run, samples, wanted.teachers, projection_digest(arrays), available=len(samples)
         ),
-        provenance=_provenance(options, wanted),
+        provenance=_provenance(run, options, accuracy),
         samples=samples.table,
         fields=[
             field for field in fields if field.name.partition("/")[0] not in wanted.networks.added
@@ -131,7 +153,7 @@ def _create(options: Options, wanted: Wanted) -> None:
 def _fit_projection(options: Options, wanted: Wanted) -> Projection:
     """Fit φ on view 0 of the first samples: the order is shuffled, so they are a fair subset."""
     run, samples = wanted.run, wanted.first_samples
-    networks = Networks(wanted.networks.teachers)
+    networks = Networks(wanted.networks.teachers, precision=run.extract.precision)
     config = run.extract.projection
     rows = range(min(config.samples, len(samples)))
     if len(rows) < config.samples:
@@ -145,7 +167,7 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
     reads = iterate(networks.dataset(run, samples), parts, options.workers)
     for batch in track(reads, total=len(parts), what="fitting the projection", unit="batches"):
         good = [read for read in batch if read.clips is not None]
-        for vit, cnn in networks.teachers.features(good, options.batch_size) if good else ():
+        for vit, cnn in networks.outputs(good, options.batch_size) if good else ():
             finite = torch.isfinite(vit.map).flatten(1).all(1)
             finite &= torch.isfinite(cnn.map).flatten(1).all(1)
             sums.update(vit.map[finite], cnn.map[finite])
@@ -165,25 +187,13 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
     return projection
 
 
-def _provenance(options: Options, wanted: Wanted) -> dict[str, Any]:
+def _provenance(run: Run, options: Options, accuracy: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "accuracy": _measured_accuracy(wanted),
+        "accuracy": accuracy,
         "command": " ".join(["dualkd-cache", *sys.argv[1:]]),
         **environment(),
         "device": str(options.device),
-        "dtype": "float32",
-    }
-
-
-def _measured_accuracy(wanted: Wanted) -> dict[str, Any]:
-    """What `teach` measured of these very weights, by role; nothing where it has not run."""
-    path = wanted.run.outputs / "teach.json"
-    scores = json.loads(path.read_text()) if path.exists() else {}
-    split = wanted.run.evaluate.split
-    return {
-        role: {"split": split, **{name: scores[role][name] for name in _FIGURES}}
-        for role, teacher in wanted.teachers.items()
-        if scores.get(role, {}).get("weights_sha256") == teacher["weights_sha256"]
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[run.extract.precision],
     }
 
 

@@ -21,13 +21,10 @@ def show(facts: dict[str, Any]) -> None:
     for role, teacher in _mapping(facts["teachers"]).items():
         weights = str(_inside(teacher, "weights_sha256"))[:12]
         about.add_row(role, f"{_inside(teacher, 'model')}, weights {weights}")
-        accuracy = _inside(_inside(facts["provenance"], "accuracy"), role)
-        top1, top5 = (_inside(accuracy, name) for name in ("top1", "top5"))
-        if isinstance(top1, float) and isinstance(top5, float):
-            videos = f"{_inside(accuracy, 'videos')} videos of {_inside(accuracy, 'split')}"
-            about.add_row("", f"top-1 {top1:.1%}, top-5 {top5:.1%}, {videos}")
+        _add_accuracy(about, facts, role)
     for name, teacher in facts["added"].items():
         weights = str(_inside(teacher, "weights_sha256"))[:12]
+        _add_accuracy(about, facts, name)
         made = facts["rows_of_added"][name]
         counts = ", ".join(f"{count} {kind}" for kind, count in made.items() if count)
         about.add_row(name, f"{_inside(teacher, 'model')}, weights {weights}, added later")
@@ -61,6 +58,15 @@ def show(facts: dict[str, Any]) -> None:
     console.print(fields)
     for sample, reason in facts["errors"].items():
         console.print(f"failed: {sample}: {reason}")
+
+
+def _add_accuracy(about: Table, facts: dict[str, Any], name: str) -> None:
+    """What was measured of a teacher before the cache was made, where something was."""
+    accuracy = _inside(_inside(facts["provenance"], "accuracy"), name)
+    top1, top5 = (_inside(accuracy, figure) for figure in ("top1", "top5"))
+    if isinstance(top1, float) and isinstance(top5, float):
+        videos = f"{_inside(accuracy, 'videos')} videos of {_inside(accuracy, 'split')}"
+        about.add_row("", f"top-1 {top1:.1%}, top-5 {top5:.1%}, {videos}")
 
 
 def _field_row(name: str, field: dict[str, Any]) -> list[str]:

@@ -61,7 +61,7 @@ class Wanted:
     @cached_property
     def teachers(self) -> dict[str, dict[str, Any]]:
         """What decides the outputs of the two teachers."""
-        return self.networks.teachers.identities()
+        return self.networks.teachers.identities(self.run)
 
     @cached_property
     def added(self) -> dict[str, dict[str, Any]]:

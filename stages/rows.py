@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import TeacherCache
-from pipeline.clips import ClipDataset, DrawnViews
-from pipeline.config import Run
+from pipeline.clips import ClipDataset, DrawnViews, Read
+from pipeline.config import Precision, Run
 from pipeline.identity import view_rule
 from pipeline.models import Features, VideoModel, model_entry
 from pipeline.projection import Projection
 from pipeline.samples import Samples
-from stages.teachers import Teachers
+from stages.teachers import Teachers, features
 
 
 def drawn_views(run: Run, views: Sequence[int]) -> DrawnViews:
@@ -35,11 +35,33 @@ class Networks:
         teachers: the ViT and the CNN.
         students: those whose clips are stored.
         added: further teachers by name.
+        precision: what the teachers compute in.
     """
 
     teachers: Teachers
     students: Sequence[str] = ()
     added: Mapping[str, VideoModel] = field(default_factory=dict)
+    precision: Precision = "fp32"
+
+    def outputs(
+        self, reads: Sequence[Read], batch_size: int
+    ) -> Iterator[tuple[Features, Features]]:
+        """Outputs of the two teachers for all views of samples, in batches."""
+        vit, cnn = (self._outputs(*each, reads, batch_size) for each in enumerate(self.teachers))
+        return zip(vit, cnn, strict=True)
+
+    def outputs_of_added(
+        self, name: str, reads: Sequence[Read], batch_size: int
+    ) -> Iterator[Features]:
+        """Outputs of an added teacher for all views of samples, in batches."""
+        return self._outputs(self.added_clip(name), self.added[name], reads, batch_size)
+
+    def _outputs(
+        self, which: int, model: VideoModel, reads: Sequence[Read], batch_size: int
+    ) -> Iterator[Features]:
+        clips = np.concatenate([read.clips.clips[which] for read in reads if read.clips])
+        for start in range(0, len(clips), batch_size):
+            yield features(model, clips[start : start + batch_size], self.precision)
 
     def student_clip(self, name: str) -> int:
         """Which of a sample's clips is a student's."""

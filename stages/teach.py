@@ -8,15 +8,14 @@ import torch
 
 from pipeline.config import Run
 from pipeline.datasets import figures
-from pipeline.metrics import top_k
 from pipeline.samples import Samples, build_samples, read_samples
 from pipeline.weights import weights_digest
-from stages.evaluate import score
 from stages.files import write_json
 from stages.prepare import render_split
 from stages.progress import console
+from stages.scoring import labelled, score
 from stages.teacher_training import Labelled, TeachError, forget_checkpoint, train_teacher
-from stages.teachers import load_teachers
+from stages.teachers import load_added, load_teachers
 
 _PUBLISHED = "published"
 _POOL_SEED_OFFSET = 1_000_003  # the pool never shares a video with the splits
@@ -44,20 +43,17 @@ def teach(
             train_teacher(run, role, source, validation, device, workers)
         for role in roles:
             forget_checkpoint(run, role)
-    test = samples.of_splits([run.evaluate.split])
-    models = load_teachers(run, samples, device).by_role()
+    test = labelled(samples.of_splits([run.evaluate.split]))
+    models = load_teachers(run, samples, device).by_role() | load_added(run, samples, device)
     scored = score(models, Path(run.prepare.root), test, workers, batch_size=32)
-    head = next(iter(samples.heads))
-    labels = test.table[f"label_{head}"].to_numpy()[scored.rows]
-    scores = {}
+    scores, videos = {}, len(scored.rows)
     for role, model in models.items():
         scores[role] = {
             "model": model.name,
             "weights_sha256": weights_digest(model.net),
-            "top1": top_k(scored.logits[role], labels, 1),
-            "top5": top_k(scored.logits[role], labels, 5),
-            "videos": len(labels),
-            "unreadable": len(test) - len(labels),
+            **scored.accuracies(role),
+            "videos": videos,
+            "unreadable": len(test) - videos,
         }
         console.print(f"{role} {model.name}: top-1 {scores[role]['top1']:.1%}")
     write_json(run.outputs / "teach.json", scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from cache import IdentityMismatch, TeacherCache, identity_differences
-from pipeline.clips import Read
-from pipeline.config import Run
+from pipeline.config import Precision, Run
 from pipeline.identity import added_identity, build_identity, teacher_identity
 from pipeline.models import Features, VideoModel
+from pipeline.optimising import uses_bf16
 from pipeline.samples import Samples
 from pipeline.views import normalise
 from pipeline.weights import load_weights
@@ -30,36 +30,24 @@ class Teachers(NamedTuple):
         """Where they are."""
         return next(self.vit.parameters()).device
 
-    def identities(self) -> dict[str, dict[str, Any]]:
+    def identities(self, run: Run) -> dict[str, dict[str, Any]]:
         """What decides their outputs, by role; weights are digested, which takes its time."""
-        return {role: teacher_identity(model) for role, model in self.by_role().items()}
+        precision = run.extract.precision
+        return {role: teacher_identity(model, precision) for role, model in self.by_role().items()}
 
     def by_role(self) -> dict[str, VideoModel]:
         """`vit` and `cnn`."""
         return self._asdict()
 
-    def features(
-        self, reads: Sequence[Read], batch_size: int
-    ) -> Iterator[tuple[Features, Features]]:
-        """Outputs of both for all views of samples whose first two clips are theirs, in batches."""
-        vit, cnn = (features(model, reads, n, batch_size) for n, model in enumerate(self))
-        return zip(vit, cnn, strict=True)
-
 
 @torch.inference_mode()
-def features(
-    model: VideoModel, reads: Sequence[Read], which: int, batch_size: int
-) -> Iterator[Features]:
-    """Outputs of a model for all views of samples, in batches; its clips are their `which`-th."""
-    clips = np.concatenate([read.clips.clips[which] for read in reads if read.clips is not None])
-    for start in range(0, len(clips), batch_size):
-        yield _features(model, clips[start : start + batch_size])
-
-
-def _features(model: VideoModel, clips: NDArray[np.uint8]) -> Features:
+def features(model: VideoModel, clips: NDArray[np.uint8], precision: Precision) -> Features:
+    """Float32 outputs of a teacher for clips (B, T, H, W, 3) uint8."""
     device = next(model.parameters()).device
     batch = normalise(torch.from_numpy(clips).to(device), model.clip)
-    return model.features(batch.contiguous(memory_format=torch.channels_last_3d))
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device)):
+        answer = model.features(batch.contiguous(memory_format=torch.channels_last_3d))
+    return answer.float32()
 
 
 def load_teachers(run: Run, samples: Samples, device: torch.device) -> Teachers:

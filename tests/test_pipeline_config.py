@@ -188,7 +188,7 @@ def test_mistakes_inside_lists_and_names_are_placed(tmp_path: Path) -> None:
     ]
     (long,) = mistakes(changed(tmp_path, setting("extract.projection.grid", [4, 2, 2, 2])))
     assert long.startswith("extract.projection.grid: got [4, 2, 2, 2], expected a value that")
-    name, _ = mistakes(changed(tmp_path, setting("dataset", "../demo")))
+    (name,) = mistakes(changed(tmp_path, setting("dataset", "../demo")))
     assert name.startswith("dataset: got '../demo', expected a value that should match pattern")
     escaping = changed(tmp_path, lambda content: content["prepare"]["splits"].update({"../x": 3}))
     (split,) = mistakes(escaping)

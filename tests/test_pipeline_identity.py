@@ -44,7 +44,10 @@ class Inputs:
     projection_sha256: str = "ab" * 32
 
     def identity(self) -> dict[str, Any]:
-        teachers = {"vit": teacher_identity(self.vit), "cnn": teacher_identity(self.cnn)}
+        teachers = {
+            "vit": teacher_identity(self.vit, "fp32"),
+            "cnn": teacher_identity(self.cnn, "fp32"),
+        }
         return build_identity(
             self.run, self.samples, teachers, self.projection_sha256, available=1000
         )

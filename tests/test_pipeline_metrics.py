@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.metrics import top_k
+from pipeline.metrics import joint_top_k, top_k
 
 LOGITS = np.array(
     [
@@ -58,3 +58,25 @@ def test_a_broken_answer_scores_nothing(row: list[float]) -> None:
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="no rows"):
         top_k(np.zeros((0, 4)), np.zeros(0, np.int64), 1)
+
+
+@pytest.mark.parametrize("rows", [7, 300])
+def test_joint_accuracy_is_that_of_the_product_of_probabilities(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    logits = {"verb": rng.normal(size=(rows, 5)), "noun": 3 * rng.normal(size=(rows, 7))}
+    labels = {"verb": rng.integers(5, size=rows), "noun": rng.integers(7, size=rows)}
+    verb, noun = (np.exp(one) / np.exp(one).sum(1, keepdims=True) for one in logits.values())
+    for k in (1, 5):
+        hits = 0
+        for row in range(rows):
+            product = np.outer(verb[row], noun[row])
+            own = product[labels["verb"][row], labels["noun"][row]]
+            hits += int((product > own).sum() < k)
+        assert joint_top_k(logits, labels, k) == hits / rows
+
+
+def test_joint_accuracy_of_one_head_is_plain() -> None:
+    logits, labels = np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([1, 1])
+    assert joint_top_k({"action": logits}, {"action": labels}, 1) == top_k(logits, labels, 1) == 0.5
+    with pytest.raises(ValueError, match="no rows"):
+        joint_top_k({"a": logits[:0], "b": logits[:0]}, {"a": labels[:0], "b": labels[:0]}, 1)

@@ -27,6 +27,8 @@ from pipeline.samples import read_samples, samples_from_table
 from pipeline.views import normalise
 from pipeline.weights import WeightsError, load_weights
 from stages.extract import ExtractError, extract
+from stages.recompute import Options as Recompute
+from stages.recompute import recompute
 
 
 def files_of(cache: Path) -> dict[str, bytes]:
@@ -161,6 +163,30 @@ def test_another_identity_is_refused_naming_the_field(
     other = write_config(Path.cwd(), change)
     with pytest.raises(IdentityMismatch, match=field.replace(".", r"\.")):
         extract(other, options(other))
+
+
+BF16 = ("max_failed_share: 0.5", "max_failed_share: 0.5\n  precision: bf16")
+
+
+def test_teachers_in_bfloat16_make_another_cache_of_nearly_the_same_values(mini: Run) -> None:
+    names = ["vit/logits/action", "cnn/logits/action", "vit/pooled", "cnn/pooled"]
+    full = open_cache(mini.cache_path)
+    rows, views = np.indices((full.num_samples, full.num_views)).reshape(2, -1)
+    exact = full.read(rows, views, names)
+    run = write_config(Path.cwd(), BF16)
+    with pytest.raises(IdentityMismatch, match=r"teachers\.vit\.precision"):
+        extract(run, options(run))
+    extract(run, options(run, replace=True))
+    half = open_cache(run.cache_path)
+    assert half.provenance["dtype"] == "bfloat16"
+    close = half.read(rows, views, names)
+    for name in names:
+        now, then = close[name].astype(np.float64), exact[name].astype(np.float64)
+        rms = np.sqrt(np.mean(then**2, axis=1, keepdims=True))
+        error = np.abs(now - then) / (np.abs(then) + rms)
+        assert 0 < error.max() < 2.0**-4  # 8 bits of mantissa, over some layers
+    again = recompute(run, run.cache_path, Recompute(6, 0, 0, 4, torch.device("cpu")))
+    assert not again.findings
 
 
 def test_other_weights_are_refused(mini: Run) -> None:

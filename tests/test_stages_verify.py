@@ -143,21 +143,24 @@ def test_rows_of_compressed_fields_are_made_again(
     }
 
 
+FP32 = 2.0**-9
+
+
 def test_the_tolerance_is_what_the_page_says(mini: Run) -> None:
     then = np.array([[3.0, -4.0, 0.0]], np.float16)  # root mean square √(25/3)
     rms = np.sqrt(25 / 3)
     now = then + np.array([[0, 0, 2.0**-9 * rms]])
-    largest, share = recompute._differences(now, then, None)
+    largest, share = recompute._differences(now, then, None, FP32)
     assert largest[0] == pytest.approx(2.0**-9 * rms)
     assert share[0] == pytest.approx(1)
     now = then + np.array([[0, 2.0**-9 * (4 + rms), 0]])
-    assert recompute._differences(now, then, None)[1][0] == pytest.approx(1)
+    assert recompute._differences(now, then, None, FP32)[1][0] == pytest.approx(1)
     clip = np.array([[7, 8]], np.uint8)
-    assert recompute._differences(clip + np.uint8(1), clip, None)[1][0] > 1
-    assert recompute._differences(clip, clip, None)[1][0] == 0
+    assert recompute._differences(clip + np.uint8(1), clip, None, FP32)[1][0] > 1
+    assert recompute._differences(clip, clip, None, FP32)[1][0] == 0
     broken = np.array([[np.nan, 1, 1]], np.float16)
-    assert recompute._differences(broken, then, None)[1][0] > 1
-    assert TOLERANCE["float16"] == 2.0**-9
+    assert recompute._differences(broken, then, None, FP32)[1][0] > 1
+    assert TOLERANCE == {"fp32": FP32, "bf16": 2.0**-3}
 
 
 def test_another_identity_is_refused_first(mini: Run) -> None:

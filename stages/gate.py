@@ -1,0 +1,248 @@
+"""The gate before a long extraction: do the teachers know this dataset at all?
+
+Wrong class order, wrong preprocessing or probabilities for logits cost a whole extraction, and
+leave a cache that teaches nonsense without an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import Run
+from pipeline.models import VideoModel, model_entry
+from pipeline.published import kinetics_classes, published_classes
+from pipeline.samples import Samples
+from pipeline.weights import PUBLISHED, WeightsError, read_facts, weights_digest
+from stages.progress import console
+from stages.scoring import Scored, labelled, score
+
+_LEAST = 50  # videos; fewer say too little
+_PART = 10  # the gate takes at most this part of the run: one clip in so many
+_MARGIN = 0.1  # of top-1: what one central view may lose against a published several
+_SIGMAS = 3.0
+
+
+class GateError(ValueError):
+    """A teacher does not know the dataset; the message gives figures, causes and the way out."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a teacher should reach: a share of 1, and in words where it is from."""
+
+    top1: float
+    source: str
+
+
+def check_teachers(
+    run: Run,
+    table: Samples,
+    models: Mapping[str, VideoModel],
+    *,
+    rows: int,
+    workers: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Score teachers before they are run over a dataset, and refuse those far below what is known.
+
+    What `teach` measured of the very same weights counts; others are scored on labelled videos of
+    the evaluation split (of those to be extracted where it has none), as many as the config says,
+    and at most a tenth of the run. A short run is not held up: nothing is scored then.
+
+    Args:
+        run: the config.
+        table: the samples table.
+        models: the teachers, by name.
+        rows: how many rows are to be made.
+        workers: processes that decode.
+        batch_size: clips in one forward pass.
+
+    Returns:
+        By name `split`, `videos`, `top1`, `top5` of those that were scored.
+
+    Raises:
+        GateError: a teacher is far below its published or measured accuracy, answers no better than
+            chance, answers probabilities, or has classes in another order than the samples table;
+            only told where `extract.gate.enforce` is false.
+        stages.scoring.ScoringError: not one video of the subset can be read.
+    """
+    problems = _wrong_classes(run, table)
+    known = _scores_of_teach(run, models)
+    unknown = {name: model for name, model in models.items() if name not in known}
+    count = min(run.extract.gate.samples, rows // _PART)
+    if unknown and count >= _LEAST:
+        subset = _subset(run, table, count)
+        split = "/".join(subset.splits())
+        scored = score(
+            unknown,
+            Path(run.prepare.root),
+            subset,
+            workers,
+            batch_size,
+            what="scoring the teachers",
+        )
+        for name in unknown:
+            known[name] = {
+                "split": split,
+                "videos": len(scored.rows),
+                **scored.accuracies(name),
+            }
+            problems += _not_logits(name, scored)
+        hints = {name: _hint(scored, name) for name in unknown}
+    else:
+        hints = {}
+        if unknown and run.extract.gate.samples:
+            console.print(f"{', '.join(unknown)}: not scored before this short run of {rows} rows")
+    for name, figures in known.items():
+        problems += _far_below(run, table, name, models[name], figures, hints.get(name))
+    if problems:
+        message = "\n".join([*problems, _WAY_OUT.format(run.name)])
+        if run.extract.gate.enforce:
+            raise GateError(message)
+        console.print(f"going on all the same, as extract.gate.enforce is false: {message}")
+    return known
+
+
+_CAUSES = """\
+  Likely causes:
+  - the class order: label i of the samples table must be output i of the teacher
+  - the preprocessing: `dualkd models` shows frames, stride and size; mean, std and colour order
+    must be those that the weights were trained with
+  - the weights: of another dataset, or with a head that was never trained (`dualkd teach` does)"""
+_WAY_OUT = (
+    "Nothing was extracted. Mend the teachers in configs/{}.yaml; or `extract.gate: "
+    "{{enforce: false}}` there goes on all the same"
+)
+
+
+def _scores_of_teach(run: Run, models: Mapping[str, VideoModel]) -> dict[str, dict[str, Any]]:
+    """What `teach` measured of these very weights, by name."""
+    path = run.outputs / "teach.json"
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        name: {
+            "split": run.evaluate.split,
+            **{figure: scores[name][figure] for figure in ("videos", "top1", "top5")},
+        }
+        for name, model in models.items()
+        if name in scores and scores[name]["weights_sha256"] == weights_digest(model.net)
+    }
+
+
+def _subset(run: Run, table: Samples, count: int) -> Samples:
+    """So many labelled samples, drawn by the seed of the views."""
+    splits = [run.evaluate.split]
+    if run.evaluate.split not in table.splits():
+        splits = run.extract.splits
+    samples = labelled(table.of_splits(splits))
+    rows = np.random.default_rng(run.extract.views.seed).permutation(len(samples))[:count]
+    return samples.take(np.sort(rows))
+
+
+def _wrong_classes(run: Run, table: Samples) -> list[str]:
+    """Published weights answer their makers' classes, in their order."""
+    problems = []
+    for name, teacher in run.teachers.items():
+        theirs = published_classes(teacher.model) if teacher.weights == PUBLISHED else None
+        ours = next(iter(table.classes.values()))
+        if theirs is None or [_plain(one) for one in ours] == [_plain(one) for one in theirs]:
+            continue
+        pairs = zip(ours, theirs, strict=False)
+        first = next((n for n, (a, b) in enumerate(pairs) if _plain(a) != _plain(b)), len(ours))
+        problems.append(
+            f"{name}: the published weights of {teacher.model} answer the {len(theirs)} classes of "
+            f"Kinetics-400 in alphabetical order; the samples table has others: class {first} is "
+            f"{_at(theirs, first)} for the teacher and {_at(ours, first)} in the table"
+        )
+    return problems
+
+
+def _plain(name: str) -> str:
+    """A class name as lists of it agree: mmaction2 writes underscores, the CSVs quotes."""
+    return name.strip().strip('"').replace("_", " ").lower()
+
+
+def _at(names: Sequence[str], index: int) -> str:
+    return repr(names[index]) if index < len(names) else "nothing"
+
+
+def _not_logits(name: str, scored: Scored) -> list[str]:
+    for head, rows in scored.logits[name].items():
+        sums = rows.astype(np.float64).sum(axis=1)
+        if (rows >= 0).all() and np.allclose(sums, 1.0, atol=1e-3):
+            return [
+                f"{name} answers probabilities for {head!r}, not logits: every row is non-negative "
+                "and sums to 1. Softmax in a model's head makes every distillation loss wrong"
+            ]
+    return []
+
+
+def _hint(scored: Scored, name: str) -> str:
+    """How sure and how varied the answers are: it tells the causes apart."""
+    logits: NDArray[np.float32] = next(iter(scored.logits[name].values()))
+    sure = float(torch.softmax(torch.from_numpy(logits), dim=1).amax(dim=1).mean())
+    _, counts = np.unique(logits.argmax(axis=1), return_counts=True)
+    return (
+        f"  Its answers: mean probability {sure:.2f}, {len(counts)} different ones, the most "
+        f"frequent {counts.max() / len(logits):.0%} of all. Sure and varied but wrong speaks for "
+        "the class order; unsure or always the same for the preprocessing or the weights"
+    )
+
+
+def _expected(run: Run, table: Samples, name: str, model: VideoModel) -> Expected | None:
+    """What its makers published, or what was measured when it was trained."""
+    source = run.teachers[name].weights
+    if source != PUBLISHED:
+        try:
+            facts = json.loads(read_facts(Path(source)).get("facts", "{}"))
+        except (WeightsError, ValueError):  # a state dict of others
+            facts = {}
+        if "top1" in facts:
+            return Expected(float(facts["top1"]), f"measured on {facts.get('validation')}")
+    published = model_entry(model.name).published
+    ours = [_plain(one) for one in next(iter(table.classes.values()))]
+    if published is None or ours != [_plain(one) for one in kinetics_classes()]:
+        return None
+    return Expected(published.top1, "published, of several views")
+
+
+def _far_below(
+    run: Run,
+    table: Samples,
+    name: str,
+    model: VideoModel,
+    figures: Mapping[str, Any],
+    hint: str | None,
+) -> list[str]:
+    """Show a score beside what was expected; what is wrong with it, if anything is."""
+    top1, videos = figures["top1"], figures["videos"]
+    expected = _expected(run, table, name, model)
+    against = "nothing known to compare it with but chance"
+    if expected is not None:
+        against = f"{expected.source}: {expected.top1:.1%}"
+    line = (
+        f"{name} {model.name}: top-1 {top1:.1%}, top-5 {figures['top5']:.1%} on {videos} videos of "
+        f"{figures['split']} ({against})"
+    )
+    console.print(line)
+    chance = 1 / math.prod(table.heads.values())
+    if expected is None:
+        bound = chance + _SIGMAS * math.sqrt(chance * (1 - chance) / videos)
+        wrong, why = top1 <= bound, f"no better than chance, {chance:.1%}"
+    else:
+        share = min(max(expected.top1, 0.0), 1.0)
+        bound = share - _MARGIN - _SIGMAS * math.sqrt(share * (1 - share) / videos)
+        wrong = top1 < bound
+        why = f"far below that: less than {bound:.1%}, which allows for one view and few videos"
+    if not wrong:
+        return []
+    return [f"{line} is {why}", *([hint] if hint else []), _CAUSES]
