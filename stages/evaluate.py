@@ -32,13 +32,15 @@ def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -
     videos = len(scored.rows)
     metrics: dict[str, Any] = {"split": run.evaluate.split, "videos": videos}
     metrics["unreadable"] = len(samples) - videos
+    by_name = {model.name: model for model in models.values()}  # the students share one
+    flops = {name: count_flops(model) for name, model in by_name.items()}
     for role, model in models.items():
         metrics[role] = {
             "model": model.name,
             **scored.accuracies(role),
             "weights_sha256": weights_digest(model.net),
             "parameters": count_parameters(model),
-            "flops": count_flops(model),
+            "flops": flops[model.name],
             "ms_per_clip": 1000 * scored.seconds[role] / videos,
         }
         console.print(

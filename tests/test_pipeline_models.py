@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights, video
 from torchvision.models.video import MViT_V2_S_Weights
 
-from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.counting import ShapesOnly, feature_shapes
 from pipeline.model_names import MODEL_NAMES, UnknownModelError
 from pipeline.models import (
@@ -171,22 +170,6 @@ def test_logits_are_not_probabilities(name: str, training: bool) -> None:
     assert not are_probabilities(model(clips))
     if name in DEMO:  # the others' `features` and `forward` agree, see above
         assert not are_probabilities(model.features(clips).logits["action"])
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(
-    "name", [n if n == NANO else pytest.param(n, marks=pytest.mark.slow) for n in CNNS]
-)
-def test_the_branch_fits_every_cnn_and_leaves_nothing_behind(name: str) -> None:
-    model = create_model(name, HEADS).eval()
-    before = list(model.state_dict())
-    clips = random_clips(model, 1)
-    plain = model(clips)
-    branch = StructureDiscrepancyBranch(model.map_channels, 64, (2, 7, 7))
-    answer = model.features(clips)
-    assert branch(answer.map).shape == (1, 64, 2, 7, 7)
-    assert list(model.state_dict()) == before
-    torch.testing.assert_close(model(clips), plain)
 
 
 @torch.inference_mode()

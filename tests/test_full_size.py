@@ -1,0 +1,217 @@
+"""The paper's two pairs at full size through the whole chain: real clips, random weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cache import open_cache
+from chain_making import options, write_config
+from pipeline.config import Run
+from pipeline.models import create_model, model_entry
+from pipeline.published import kinetics_classes
+from pipeline.samples import Sample, build_samples, write_samples
+from pipeline.weights import save_weights
+from stages.distill import distill
+from stages.evaluate import evaluate
+from stages.extract import extract
+from stages.teachers import features
+from video_making import write_video
+
+CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
+GRID = (8, 7, 7)  # of both teachers' maps: the projection wants more vectors than channels
+
+
+class Pair(NamedTuple):
+    """Two teachers and their student.
+
+    `stored` says whether the student's clips are cached or decoded; `samples` are as many as the
+    projection needs, and the student is trained on three of them.
+    """
+
+    vit: str
+    cnn: str
+    student: str
+    stored: bool
+    samples: int
+    precision: str
+
+
+PAIRS = [
+    Pair(
+        "torchvision/mvit_v2_s",
+        "pytorchvideo/x3d_m",
+        "pytorchvideo/x3d_s",
+        stored=True,
+        samples=3,
+        precision="fp32",
+    ),
+    Pair(
+        "torchvision/mvit_v2_s",
+        "pytorchvideo/slowfast_r101",
+        "pytorchvideo/slowfast_r50",
+        stored=False,
+        samples=6,
+        precision="bf16",
+    ),
+]
+
+
+def full_size(folder: Path, pair: Pair) -> Run:
+    """The miniature run with the networks of a pair, on stretches of real clips."""
+    run = write_config(
+        folder,
+        ("torchvision/mvit_tiny", pair.vit),
+        ("pytorchvideo/x3d_tiny", pair.cnn),
+        ("student: pytorchvideo/x3d_nano", f"student: {pair.student}"),
+        ("clips: [pytorchvideo/x3d_nano]", f"clips: [{pair.student if pair.stored else ''}]"),
+        ("dim: 4, grid: [4, 2, 2]", f"dim: 64, grid: {list(GRID)}"),
+        (
+            "samples: 14, seed: 0}",
+            f"samples: {pair.samples}, seed: 0}}\n  precision: {pair.precision}",
+        ),
+        ("dropout: 0.1}", f"dropout: 0.1, precision: {pair.precision}}}"),
+        ("views: {count: 2", "views: {count: 1"),
+        ("scale: [0.7, 1.0], span_sec: 1.4", "scale: [0.5, 1.0], span_sec: 2.0"),
+        ("temperature: 2.0", f"temperature: 2.0\n  fraction: {3 / pair.samples}"),
+    )
+    classes = list(kinetics_classes())
+    label = classes.index("arm wrestling")
+    starts = np.linspace(0, 7, pair.samples + 1)  # of ten seconds
+    rows = [
+        Sample(f"clip-{start}", "clip.mp4", "train", {"action": label}, start, start + 3)
+        for start in starts[1:].tolist()
+    ]
+    rows.append(Sample("clip", "clip.mp4", "test", {"action": label}))
+    root = Path(run.prepare.root)
+    root.mkdir(parents=True)
+    real = CLIPS / "arm_wrestling.mp4"
+    if real.exists():
+        (root / "clip.mp4").symlink_to(real)
+    else:
+        write_video(root / "clip.mp4", frames=280, rate=28, size=(340, 256))
+    write_samples(build_samples("k400", {"action": classes}, rows), run.samples_path)
+    for teacher in (run.teach.vit, run.teach.cnn):
+        torch.manual_seed(0)
+        save_weights(create_model(teacher.model, 400), Path(teacher.weights), {})
+    return run
+
+
+def losses(run: Run, variant: str) -> dict[str, float]:
+    """The last epoch's row of a training log."""
+    with (run.outputs / "distill" / f"{variant}.csv").open() as file:
+        return {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
+
+
+def run_chain(run: Run, device: torch.device) -> None:
+    """Extract → distill one epoch → evaluate."""
+    extract(run, replace(options(run, views=1), batch_size=1, device=device))
+    distill(run, cache_path=run.cache_path, device=device, workers=0)
+    evaluate(run, device=device, workers=0, batch_size=1)
+
+
+def check_chain(run: Run, pair: Pair) -> None:
+    """What must be true of a pair's cache, student and metrics."""
+    cache = open_cache(run.cache_path)
+    vit, cnn, student = (create_model(name, 400) for name in pair[:3])
+    fields = {name: field.shape for name, field in cache.fields.items()}
+    assert fields["vit/logits/action"] == fields["cnn/logits/action"] == (400,)
+    assert fields["vit/pooled"] == (768,) == (vit.pooled_channels,)
+    assert fields["cnn/pooled"] == (cnn.pooled_channels,)
+    assert fields["residual"] == (64, *GRID)
+    clip = model_entry(pair.student).clip
+    stored = {f"clip/{pair.student}": (clip.frames, clip.size, clip.size, 3)}
+    assert {name: shape for name, shape in fields.items() if "clip" in name} == (
+        stored if pair.stored else {}
+    )
+    rows = cache.read(np.arange(pair.samples), np.zeros(pair.samples, int))
+    assert (rows["status"] == 1).all()
+    for role in ("vit", "cnn"):
+        logits = rows[f"{role}/logits/action"].astype(np.float64)
+        assert np.isfinite(logits).all()
+        assert (logits < 0).any()  # no probabilities
+    assert np.mean(rows["residual"].astype(np.float64) ** 2) == pytest.approx(1, rel=0.05)
+    terms = losses(run, "student")
+    for name in ("ce", "kd", "sdd", "rkd"):
+        assert np.isfinite(terms[name])
+        assert terms[name] > 0
+    assert 0 < terms["vit_weight"] < 1
+    metrics = json.loads((run.outputs / "evaluate" / "metrics.json").read_text())
+    assert metrics["videos"] == 1
+    plain = {name: tensor.shape for name, tensor in student.net.state_dict().items()}
+    for variant in ("baseline", "student"):
+        saved = load_file(run.outputs / "distill" / f"{variant}.safetensors")
+        assert {name: tensor.shape for name, tensor in saved.items()} == plain
+    published = {name: model_entry(name).published for name in (pair.vit, pair.student)}
+    for role, name in (("vit", pair.vit), ("student", pair.student)):
+        figures = published[name]
+        assert figures is not None
+        assert metrics[role]["parameters"] / 1e6 == pytest.approx(figures.parameters, rel=0.01)
+        assert metrics[role]["flops"] / 1e9 == pytest.approx(figures.gflops, rel=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.student.partition("/")[2])
+def test_a_pair_goes_through_the_whole_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = full_size(tmp_path, pair)
+    run_chain(run, torch.device("cpu"))
+    check_chain(run, pair)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.student.partition("/")[2])
+def test_a_pair_goes_through_the_whole_chain_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pair = pair._replace(precision="bf16")
+    run = full_size(tmp_path, pair)
+    run_chain(run, torch.device("cuda"))
+    check_chain(run, pair)
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+        ],
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["torchvision/mvit_v2_s", "pytorchvideo/x3d_s"])
+def test_bfloat16_outputs_are_those_of_float32_but_for_its_rounding(name: str, device: str) -> None:
+    """8 bits of mantissa: a rounding is up to 2⁻⁹; these networks have some hundred of them."""
+    torch.manual_seed(0)
+    model = create_model(name, 400).eval().to(device)
+    clip = model.clip
+    shape = (2, clip.frames, clip.size, clip.size, 3)
+    clips = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    exact, close = (features(model, clips, precision) for precision in ("fp32", "bf16"))
+    for whole, half in (
+        (exact.logits["action"], close.logits["action"]),
+        (exact.pooled, close.pooled),
+        (exact.map, close.map),
+    ):
+        assert whole.dtype == half.dtype == torch.float32
+        now, then = half.flatten(1).double(), whole.flatten(1).double()
+        rms = then.square().mean(1, keepdim=True).sqrt()
+        error = (now - then).square().mean(1).sqrt() / rms[:, 0]
+        assert 0 < float(error.max()) < 0.03
