@@ -103,14 +103,14 @@ def opening(path: Path, body: str) -> list[float]:
     return [float(value) for value in json.loads(done.stdout)]
 
 
-def measure_opening(path: Path) -> None:
+def measure_opening(path: Path, processes: int) -> None:
     """Print how long ours and plain zarr take, files cold and warm."""
     rows: list[list[str]] = []
     ours: list[list[float]] = []
     for name, body in (("open_cache, .status", OURS), ("zarr.open_group, status[...]", ZARR)):
         for state in ("cold", "warm"):
             runs = []
-            for _ in range(5):
+            for _ in range(processes):
                 if state == "cold":
                     forget_pages(path)
                 runs.append(opening(path, body))
@@ -164,6 +164,7 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=240_000, help="of the cache that is opened")
     parser.add_argument("--views", type=int, default=10, help="of the cache that is opened")
+    parser.add_argument("--processes", type=int, default=5, help="that open it, one by one")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="of the caches read from")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dualkd-open-large-") as name:
@@ -171,8 +172,8 @@ def main() -> None:
         make_sparse(path, samples=options.samples, views=options.views)
         size = sum((file.stat().st_blocks * 512) for file in path.rglob("*") if file.is_file())
         print(f"{options.samples:,} samples × {options.views} views ({size / 1e6:.0f} MB on disk).")
-        print(f"Median of five fresh processes; {machine()}.\n")
-        measure_opening(path)
+        print(f"Median of {options.processes} fresh processes; {machine()}.\n")
+        measure_opening(path, options.processes)
     lines = []
     for rows in options.rows:
         with tempfile.TemporaryDirectory(prefix="dualkd-open-large-") as name:

@@ -35,7 +35,9 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     try:
         run = chain_making.write_config(folder)
-        prepare(run)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "cpu_count", lambda: 1)  # a few videos: no processes to render them
+            prepare(run)
         chain_making.write_teachers(run)
         extract(run, chain_making.options(run))
     finally:

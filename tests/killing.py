@@ -1,11 +1,15 @@
 """Kills `extract` again and again, in a process of its own: python tests/killing.py KILLS SEED.
 
 Runs in a folder with a miniature run up to `teach`. Prints JSON: what each kill left. Half of the
-runs are killed at a random moment, half just before a random file operation inside the cache.
+runs are killed at a random moment, half just before a random file operation inside the cache. Each
+is forked from a process that extracted once and has the networks and the clips: what is left to do,
+and to be killed in, is the writing.
 """
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 import os
 import random
@@ -18,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import chain_making
+from pipeline import clips
 from pipeline.config import AddedTeacher, Run
 from pipeline.config_file import load_config
 from stages import extract as stage
+from stages import teachers
 
 SAMPLES = 6
+ARRAYS: Any = stage.ChunkArrays
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.truncate", "os.rmdir")
 
 
@@ -44,7 +51,7 @@ def run_in_fork(body: Callable[[], None], kill_after_sec: float | None = None) -
 def extract(run: Run, out: Path, log: Path, on_event: Callable[[], None] | None = None) -> None:
     """Extract to `out` and let it grow, noting each chunk that is begun in `log`."""
 
-    class Noted(stage.ChunkArrays):
+    class Noted(ARRAYS):
         def __init__(self, writer: Any, work: Any, *others: Any) -> None:
             with log.open("a") as file:
                 file.write(f"{work.chunk}\n")
@@ -71,13 +78,27 @@ def grown(run: Run) -> Run:
     return run.model_copy(update={"extract": run.extract.model_copy(update=changes)})
 
 
+def keep(module: Any, name: str) -> None:
+    """Keep what a function answers, also for the processes that are forked afterwards."""
+    answer, kept = getattr(module, name), {}
+
+    @functools.wraps(answer)
+    def once(*given: Any, **options: Any) -> Any:
+        key = repr((given, options))
+        if key not in kept:
+            kept[key] = answer(*given, **options)
+        return kept[key]
+
+    setattr(module, name, once)
+
+
 def commits(out: Path) -> list[str]:
     """The names of the commits that stand."""
     return sorted(path.name for path in (out / "commits").glob("[0-9]*.json"))
 
 
 def measure(run: Run, folder: Path) -> tuple[int, float]:
-    """File events and seconds of an undisturbed run, which makes `folder/undisturbed`."""
+    """File events and seconds of a run in a fork, undisturbed like that of `folder/undisturbed`."""
 
     def counted() -> None:
         count = 0
@@ -86,7 +107,7 @@ def measure(run: Run, folder: Path) -> tuple[int, float]:
             nonlocal count
             count += 1
 
-        extract(run, folder / "undisturbed", folder / "log", on_event)
+        extract(run, folder / "measured", folder / "log", on_event)
         (folder / "events").write_text(str(count))
 
     started = time.monotonic()
@@ -98,6 +119,10 @@ def main(kills: int, seed: int) -> None:
     """Kill until there were `kills` kills; then let the last cache be finished."""
     run, folder, rng = load_config(Path("configs/mini.yaml")), Path("kills"), random.Random(seed)
     folder.mkdir()
+    keep(teachers, "load_weights")
+    keep(clips, "read_clips")
+    extract(run, folder / "undisturbed", folder / "log")
+    gc.freeze()  # else each fork's first collection copies all pages
     events, seconds = measure(run, folder)
     done: list[dict[str, Any]] = []
     caches = 0
@@ -134,6 +159,7 @@ def main(kills: int, seed: int) -> None:
             )
             ended = ending == 0
         caches += 1
+    gc.unfreeze()
     print(json.dumps({"events": events, "seconds": seconds, "runs": done}))
 
 

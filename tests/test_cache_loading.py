@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,19 @@ class Batches(Dataset[dict[str, Any]]):
         return {"index": index, **self.cache.read(rows, rows % 2)}
 
 
-def loader(cache: TeacherCache, count: int, workers: int, method: str | None) -> DataLoader[Any]:
+def as_read(batch: dict[str, Any]) -> dict[str, Any]:
+    """Send arrays as they are: a tensor travels through a file of its own, which takes longest."""
+    return batch
+
+
+def loader(
+    cache: TeacherCache, count: int, workers: int, method: str | None, collate: Any = None
+) -> DataLoader[Any]:
     """A loader that gives up after a minute without a batch."""
     return DataLoader(
         Batches(cache, count),
         batch_size=None,
+        collate_fn=collate,
         num_workers=workers,
         multiprocessing_context=method,
         timeout=60 if workers else 0,
@@ -74,24 +83,26 @@ def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("workers", "method"),
-    [(0, None), (2, "fork"), (4, "fork"), (2, "spawn"), (4, "spawn")],
-)
+@pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (4, "fork")])
 def test_a_data_loader_gives_the_same_bytes(
     cache: TeacherCache, workers: int, method: str | None
 ) -> None:
+    assert_the_rows_come(cache, loader(cache, 40, workers, method))
+
+
+def assert_the_rows_come(cache: TeacherCache, batches: Iterable[dict[str, Any]]) -> None:
+    """Check 40 batches against what this process reads."""
     expected, seen = Batches(cache, 40), 0
-    for batch in loader(cache, 40, workers, method):
+    for batch in islice(batches, 40):
         rows = expected[int(batch["index"])]
         for name in cache.fields:
-            assert batch[name].numpy().tobytes() == rows[name].tobytes()
+            assert np.asarray(batch[name]).tobytes() == rows[name].tobytes()
         seen += 1
     assert seen == 40
 
 
 def resident(batches: Iterator[Any], at: tuple[int, ...]) -> list[int]:
-    """Resident bytes of this process and the loader's workers after so many batches."""
+    """Resident bytes of this process and the loader's workers after so many more batches."""
     found, process = [], psutil.Process(os.getpid())
     for number in range(1, max(at) + 1):
         next(batches)
@@ -103,9 +114,11 @@ def resident(batches: Iterator[Any], at: tuple[int, ...]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (2, "spawn")])
-def test_memory_does_not_grow_over_ten_thousand_batches(
+def test_the_same_bytes_and_no_more_memory_over_ten_thousand_batches(
     cache: TeacherCache, workers: int, method: str | None
 ) -> None:
-    batches = iter(loader(cache, 10_010, workers, method))  # still running when measured last
+    # Still running when measured last.
+    batches = iter(loader(cache, 10_050, workers, method, collate=as_read))
+    assert_the_rows_come(cache, batches)
     early, late = resident(batches, (1_000, 10_000))
     assert late - early < 8 * 2**20  # 9,000 batches of 32 rows of 91 bytes are 26 MB
