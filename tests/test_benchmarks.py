@@ -54,3 +54,12 @@ def test_field_codecs(run: Callable[..., str]) -> None:
     printed = run("field_codecs", "--clips", "14")
     assert "| `residual`, bitround, keepbits 5 |" in printed
     assert "| `vit/logits/action`, fixed8, low " in printed
+
+
+@pytest.mark.slow
+def test_model_speed(run: Callable[..., str]) -> None:
+    networks = ("--models", "pytorchvideo/x3d_xs", "--students", "pytorchvideo/x3d_nano")
+    printed = run("model_speed", *networks, "--tiny", "--repeats", "1", "--device", "cpu")
+    assert "| `pytorchvideo/x3d_xs` |" in printed
+    assert "| `pytorchvideo/x3d_nano` |" in printed
+    assert "cannot run" not in printed
