@@ -8,23 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from pipeline.config_prepare import Prepare
+from pipeline.config_section import Name, Positive, Section, Seed
 from pipeline.model_names import is_model_name, nearest_names
 
-Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Above0 = Annotated[float, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # becomes the name of a folder
 
 
 def _known(model: str) -> str:
@@ -52,27 +44,7 @@ Pair = Annotated[tuple[str, str], Field(strict=False)]
 Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Prepare(_Section):
-    """A folder on disk, or a generator → the samples table."""
-
-    source: Literal["figures"]
-    root: str
-    seed: Seed
-    splits: dict[Name, Positive]
-
-    @field_validator("splits")
-    @classmethod
-    def _has_train(cls, splits: dict[str, int]) -> dict[str, int]:
-        if "train" not in splits:
-            raise ValueError("a split named 'train'")
-        return splits
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """How a network is trained: AdamW, warm-up and decay along half a cosine each.
 
     Precision `bf16` runs the forward pass under bfloat16 autocast, `auto` does where a GPU computes
@@ -101,7 +73,7 @@ class TeacherRecipe(Recipe):
     keep: Literal["last", "best"] = "last"  # which epoch's weights become the teacher's
 
 
-class Teacher(_Section):
+class Teacher(Section):
     """One teacher: its architecture, its weights, and the recipe that `teach --train` follows.
 
     Weights are `published` or a file. Training begins with those of `start`, at random by default,
@@ -115,7 +87,7 @@ class Teacher(_Section):
     train: TeacherRecipe
 
 
-class Teach(_Section):
+class Teach(Section):
     """The two teachers, and what they are trained on: a pool, or splits of the samples table."""
 
     seed: Seed
@@ -127,14 +99,14 @@ class Teach(_Section):
     cnn: Teacher
 
 
-class AddedTeacher(_Section):
+class AddedTeacher(Section):
     """A teacher beside the two: the cache stores its logits and pooled features too."""
 
     model: ModelName
     weights: Annotated[str, Field(min_length=1)]
 
 
-class Views(_Section):
+class Views(Section):
     """The view rule; `flip` never where left and right are classes."""
 
     count: Positive
@@ -144,7 +116,7 @@ class Views(_Section):
     flip: bool
 
 
-class ProjectionConfig(_Section):
+class ProjectionConfig(Section):
     """φ: how the teachers' feature maps become the residual."""
 
     kind: Literal["aligned", "pca", "random", "identity"]
@@ -155,14 +127,14 @@ class ProjectionConfig(_Section):
     seed: Seed
 
 
-class BloscZstd(_Section):
+class BloscZstd(Section):
     """Zstd behind a bitshuffle: nothing is lost."""
 
     codec: Literal["blosc_zstd"]
     lossy: ClassVar[bool] = False
 
 
-class BitRound(_Section):
+class BitRound(Section):
     """Floats rounded to so many bits of mantissa, then blosc_zstd."""
 
     codec: Literal["bitround"]
@@ -170,7 +142,7 @@ class BitRound(_Section):
     lossy: ClassVar[bool] = True
 
 
-class Fixed8(_Section):
+class Fixed8(Section):
     """Floats as 256 even steps from low to high, then blosc_zstd; rows beyond them fail."""
 
     codec: Literal["fixed8"]
@@ -195,7 +167,7 @@ _FIELD_GROUPS = {
 }
 
 
-class Extract(_Section):
+class Extract(Section):
     """Stage one: which splits, which views, what is stored, compressed or (by default) not."""
 
     splits: Annotated[list[str], Field(min_length=1)]
@@ -216,7 +188,7 @@ class Extract(_Section):
         return added
 
 
-class Weights(_Section):
+class Weights(Section):
     """λ of each term; a term at 0 is not computed."""
 
     kd: NonNegative
@@ -224,7 +196,7 @@ class Weights(_Section):
     rkd: NonNegative
 
 
-class Distill(_Section):
+class Distill(Section):
     """Stage two: the student, its recipe, the method's weights, and how much of the cache."""
 
     student: ModelName
@@ -238,13 +210,13 @@ class Distill(_Section):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the samples, in the cache's order
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     """Which split is scored."""
 
     split: str
 
 
-class Run(_Section):
+class Run(Section):
     """One run: everything that the stages need to know.
 
     `name` is the config file's own: outputs are named by it, so that two runs of one dataset, such

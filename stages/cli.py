@@ -49,11 +49,39 @@ CachePath = Annotated[
 @app.command()
 def prepare(
     dataset: Dataset,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the videos are; a link to it is made at the config's prepare.root, by "
+            "which all later commands find them."
+        ),
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Open every video and decode a frame; goes on after an interruption.",
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that probe or render; one per core if not given."),
+    ] = None,
 ) -> None:
-    """Turn a dataset into a samples table (the demo's videos are rendered here)."""
+    """Turn a dataset into a samples table, and say what of it is missing.
+
+    The layout is recognised (docs/datasets.md shows those that are known). Writes, below
+    outputs/DATASET/: samples.parquet, the table; prepare.json, how many samples are listed, found,
+    missing and (with --probe) unreadable, per split and class; missing.csv, which ones and why.
+    The demo's videos are rendered here.
+    """
+    from stages.prepare import link_root
     from stages.prepare import prepare as stage
 
-    samples = stage(_load(dataset))
+    run = _load(dataset)
+    if root is not None and link_root(Path(run.prepare.root), root):
+        typer.echo(f"{run.prepare.root} is now a link to {root.resolve()}")
+    samples = stage(run, probe=probe, workers=workers)
     counts = ", ".join(f"{count} {split}" for split, count in samples.splits().items())
     typer.echo(f"{dataset}: {counts} samples")
 

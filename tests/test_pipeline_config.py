@@ -157,7 +157,11 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
             "fancy",
             "got 'fancy', expected 'aligned', 'pca', 'random' or 'identity'",
         ),
-        ("prepare.source", None, "got None, expected 'figures'"),
+        (
+            "prepare.source",
+            None,
+            "got None, expected one of 'figures', 'k400', 'hmdb51', 'epic100', 'folder'",
+        ),
         ("prepare.splits", ["train"], "got ['train'], expected a mapping"),
         ("distill.weights", 1.0, "got 1.0, expected a section with fields of its own"),
         ("distill.weights", None, "got None, expected a section with fields of its own"),
@@ -188,7 +192,7 @@ def test_mistakes_inside_lists_and_names_are_placed(tmp_path: Path) -> None:
     ]
     (long,) = mistakes(changed(tmp_path, setting("extract.projection.grid", [4, 2, 2, 2])))
     assert long.startswith("extract.projection.grid: got [4, 2, 2, 2], expected a value that")
-    name, _ = mistakes(changed(tmp_path, setting("dataset", "../demo")))
+    (name,) = mistakes(changed(tmp_path, setting("dataset", "../demo")))
     assert name.startswith("dataset: got '../demo', expected a value that should match pattern")
     escaping = changed(tmp_path, lambda content: content["prepare"]["splits"].update({"../x": 3}))
     (split,) = mistakes(escaping)
@@ -200,7 +204,7 @@ def test_mistakes_inside_lists_and_names_are_placed(tmp_path: Path) -> None:
     [
         (
             {"codec": "gzip"},
-            "residual: got {'codec': 'gzip'}, expected 'codec': one of 'blosc_zstd', 'bitround', ",
+            "residual.codec: got 'gzip', expected one of 'blosc_zstd', 'bitround', 'fixed8'",
         ),
         (
             {"keepbits": 3},
