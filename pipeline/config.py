@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from pipeline.config_prepare import Prepare
-from pipeline.config_section import Name, Positive, Section, Seed
+from pipeline.config_section import STRICT, Name, Positive, Seed
 from pipeline.model_names import is_model_name, nearest_names
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -44,7 +44,11 @@ Pair = Annotated[tuple[str, str], Field(strict=False)]
 Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 
 
-class Recipe(Section):
+class _Section(BaseModel):
+    model_config = STRICT
+
+
+class Recipe(_Section):
     """How a network is trained: AdamW, warm-up and decay along half a cosine each.
 
     Precision `bf16` runs the forward pass under bfloat16 autocast, `auto` does where a GPU computes
@@ -73,7 +77,7 @@ class TeacherRecipe(Recipe):
     keep: Literal["last", "best"] = "last"  # which epoch's weights become the teacher's
 
 
-class Teacher(Section):
+class Teacher(_Section):
     """One teacher: its architecture, its weights, and the recipe that `teach --train` follows.
 
     Weights are `published` or a file. Training begins with those of `start`, at random by default,
@@ -87,7 +91,7 @@ class Teacher(Section):
     train: TeacherRecipe
 
 
-class Teach(Section):
+class Teach(_Section):
     """The two teachers, and what they are trained on: a pool, or splits of the samples table."""
 
     seed: Seed
@@ -99,14 +103,14 @@ class Teach(Section):
     cnn: Teacher
 
 
-class AddedTeacher(Section):
+class AddedTeacher(_Section):
     """A teacher beside the two: the cache stores its logits and pooled features too."""
 
     model: ModelName
     weights: Annotated[str, Field(min_length=1)]
 
 
-class Views(Section):
+class Views(_Section):
     """The view rule; `flip` never where left and right are classes."""
 
     count: Positive
@@ -116,7 +120,7 @@ class Views(Section):
     flip: bool
 
 
-class ProjectionConfig(Section):
+class ProjectionConfig(_Section):
     """φ: how the teachers' feature maps become the residual."""
 
     kind: Literal["aligned", "pca", "random", "identity"]
@@ -127,14 +131,14 @@ class ProjectionConfig(Section):
     seed: Seed
 
 
-class BloscZstd(Section):
+class BloscZstd(_Section):
     """Zstd behind a bitshuffle: nothing is lost."""
 
     codec: Literal["blosc_zstd"]
     lossy: ClassVar[bool] = False
 
 
-class BitRound(Section):
+class BitRound(_Section):
     """Floats rounded to so many bits of mantissa, then blosc_zstd."""
 
     codec: Literal["bitround"]
@@ -142,7 +146,7 @@ class BitRound(Section):
     lossy: ClassVar[bool] = True
 
 
-class Fixed8(Section):
+class Fixed8(_Section):
     """Floats as 256 even steps from low to high, then blosc_zstd; rows beyond them fail."""
 
     codec: Literal["fixed8"]
@@ -167,7 +171,7 @@ _FIELD_GROUPS = {
 }
 
 
-class Extract(Section):
+class Extract(_Section):
     """Stage one: which splits, which views, what is stored, compressed or (by default) not."""
 
     splits: Annotated[list[str], Field(min_length=1)]
@@ -188,7 +192,7 @@ class Extract(Section):
         return added
 
 
-class Weights(Section):
+class Weights(_Section):
     """λ of each term; a term at 0 is not computed."""
 
     kd: NonNegative
@@ -196,7 +200,7 @@ class Weights(Section):
     rkd: NonNegative
 
 
-class Distill(Section):
+class Distill(_Section):
     """Stage two: the student, its recipe, the method's weights, and how much of the cache."""
 
     student: ModelName
@@ -210,13 +214,13 @@ class Distill(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the samples, in the cache's order
 
 
-class Evaluate(Section):
+class Evaluate(_Section):
     """Which split is scored."""
 
     split: str
 
 
-class Run(Section):
+class Run(_Section):
     """One run: everything that the stages need to know.
 
     `name` is the config file's own: outputs are named by it, so that two runs of one dataset, such

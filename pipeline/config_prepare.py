@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
-from pipeline.config_section import Name, Positive, Section, Seed
+from pipeline.config_section import STRICT, Name, Positive, Seed
 
 Place = Annotated[str, Field(min_length=1)]
 
 
-class PrepareFigures(Section):
+class _Section(BaseModel):
+    model_config = STRICT
+
+
+class PrepareFigures(_Section):
     """The embedded dataset: little people, rendered below `root`."""
 
     source: Literal["figures"]
@@ -31,7 +35,7 @@ class PrepareFigures(Section):
         return splits
 
 
-class PrepareK400(Section):
+class PrepareK400(_Section):
     """Kinetics-400; `annotations` is the folder of its CSVs, looked for in `root` by default."""
 
     source: Literal["k400"]
@@ -40,7 +44,7 @@ class PrepareK400(Section):
     split_names: ClassVar = ("train", "val", "test")
 
 
-class PrepareHmdb51(Section):
+class PrepareHmdb51(_Section):
     """HMDB51, one of its three official splits.
 
     `annotations` is the folder of their files, looked for in and beside `root` by default.
@@ -53,7 +57,7 @@ class PrepareHmdb51(Section):
     split_names: ClassVar = ("train", "test")
 
 
-class PrepareEpic100(Section):
+class PrepareEpic100(_Section):
     """EPIC-KITCHENS-100; where both are there, its videos or its frames are read.
 
     `annotations` is the folder of its CSVs, looked for in and beside `root` by default.
@@ -66,7 +70,7 @@ class PrepareEpic100(Section):
     split_names: ClassVar = ("train", "validation", "test")
 
 
-class PrepareFolder(Section):
+class PrepareFolder(_Section):
     """Any videos: `<split>/<class>/<video>`, or as a CSV lists them.
 
     `annotations` is the CSV, relative to `root`; by default those that lie in it.
@@ -77,7 +81,6 @@ class PrepareFolder(Section):
     annotations: Place | None = None
 
 
-Listed = PrepareK400 | PrepareHmdb51 | PrepareEpic100 | PrepareFolder
 Prepare = Annotated[
     PrepareFigures | PrepareK400 | PrepareHmdb51 | PrepareEpic100 | PrepareFolder,
     Field(discriminator="source"),

@@ -1,26 +1,20 @@
-"""The account of `prepare`: what a dataset lists, and what of it was found, as JSON and on screen."""
+"""The account of `prepare`: what a dataset lists and what of it is there, as JSON and on screen."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 from rich.table import Table
 
-from pipeline.datasets.listing import Listed, Listing
+from pipeline.datasets.listing import Listing
 from stages.progress import console
 from stages.wording import count, percent, plural
 
 STATUSES = ("found", "missing", "unreadable")
 _WORST = 3  # classes named on screen
-
-
-def tally(rows: Iterable[Listed], *, probed: bool) -> dict[str, int | None]:
-    """How many rows are listed, and of them found, missing and (null if not probed) unreadable."""
-    counts = Counter(row.status for row in rows)
-    return _entry(counts, probed=probed)
 
 
 def _entry(counts: Mapping[str, int], *, probed: bool) -> dict[str, int | None]:
@@ -48,7 +42,7 @@ def describe(listing: Listing, *, root: str, probed: bool) -> dict[str, Any]:
         "root": root,
         "layout": listing.layout,
         "notes": listing.notes,
-        **tally(listing.rows, probed=probed),
+        **_entry(Counter[str](row.status for row in listing.rows), probed=probed),
         "splits": {name: _entry(counts, probed=probed) for name, counts in splits.items()},
         "classes": {
             head: {

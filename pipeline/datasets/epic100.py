@@ -109,14 +109,14 @@ def _annotation_folders(root: Path) -> list[Path]:
 
 
 def _class_names(path: Path) -> list[str]:
-    """Names by their ids, which must be 0, 1, 2, …
+    """Names in the order of their ids, which must count from 0.
 
     Raises:
         DatasetError: the file is missing, or its ids are others.
     """
     if not path.is_file():
         raise DatasetError(f"no {path.name} beside the annotations, in {path.parent}")
-    names = []
+    names: list[str] = []
     for place, (number, name) in read_csv(path, ["id", "key"]):
         if number != str(len(names)):
             raise DatasetError(f"{place}: the id is {number!r}, expected {len(names)}")
