@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,13 +76,14 @@ def prepare(
     missing and (with --probe) unreadable, per split and class; missing.csv, which ones and why.
     The demo's videos are rendered here.
     """
-    from stages.prepare import link_root
+    from stages.prepare import linked_root
     from stages.prepare import prepare as stage
 
     run = _load(dataset)
-    if root is not None and link_root(Path(run.prepare.root), root):
+    with linked_root(Path(run.prepare.root), root) if root else nullcontext(False) as is_new:
+        samples = stage(run, probe=probe, workers=workers)
+    if root and is_new:
         typer.echo(f"{run.prepare.root} is now a link to {root.resolve()}")
-    samples = stage(run, probe=probe, workers=workers)
     counts = ", ".join(f"{count} {split}" for split, count in samples.splits().items())
     typer.echo(f"{dataset}: {counts} samples")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.config import Run
@@ -176,12 +178,14 @@ def videos_sha256(root: Path, samples: Samples) -> str:
     return digest.hexdigest()
 
 
-def link_root(root: Path, videos: Path) -> bool:
+@contextmanager
+def linked_root(root: Path, videos: Path) -> Iterator[bool]:
     """Make the config's root a link to the folder of the videos, unless it is that folder.
 
-    Every later command, and DVC, then finds the videos by the config alone.
+    Every later command, and DVC, then finds the videos by the config alone. The link goes again if
+    what is done inside fails: the next one may then lead elsewhere.
 
-    Returns:
+    Yields:
         Whether a link was made.
 
     Raises:
@@ -190,7 +194,8 @@ def link_root(root: Path, videos: Path) -> bool:
     if not videos.is_dir():
         raise DatasetError(f"--root {videos} is no folder")
     if root.exists() and root.resolve() == videos.resolve():
-        return False
+        yield False
+        return
     if root.is_symlink() or root.exists():
         what = f"a link to {root.readlink()}" if root.is_symlink() else "another folder or file"
         raise DatasetError(
@@ -200,4 +205,8 @@ def link_root(root: Path, videos: Path) -> bool:
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     root.symlink_to(videos.resolve(), target_is_directory=True)
-    return True
+    try:
+        yield True
+    except BaseException:
+        root.unlink()
+        raise

@@ -15,7 +15,13 @@ from pipeline.config import Run
 from pipeline.config_file import ConfigError, config_path, load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NAMES = ["demo"]  # written down, so that a config which is not found is noticed
+NAMES = [
+    "demo",
+    "epic100",
+    "folder",
+    "hmdb51",
+    "k400",
+]  # written down, so that a config which is not found is noticed
 Change = Callable[[dict[str, Any]], object]
 
 

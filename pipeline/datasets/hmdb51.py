@@ -73,9 +73,9 @@ def list_hmdb51(root: Path, official_split: int, annotations: Path | None = None
                 unused += 1
             else:
                 rows.append(row)
-    notes = [f"{unused:,} videos are in neither part of official split {official_split}"]
+    notes = [f"videos that official split {official_split} leaves out: {unused:,}"]
     if len(classes) != CLASSES:
-        notes.append(f"warning: {len(classes)} classes have a split file, HMDB51 has {CLASSES}")
+        notes.append(f"classes with a split file: {len(classes)}, though HMDB51 has {CLASSES}")
     layout = f"official split {official_split} in {shown(folder, root)}/, videos in "
     layout += f"{base}<class>/" if base else "<class>/"
     return make_listing(layout, {"action": classes}, rows, notes)

@@ -97,7 +97,7 @@ def list_k400(root: Path, annotations: Path | None = None) -> Listing:
         raise nothing_fits("Kinetics-400", root, LOOKED_FOR)
     paths = set(replacements.by_name.values())
     replaced = sum(row.sample.path in paths for row in rows)
-    notes = [f"{replaced:,} corrupted videos are read from the replacements"] if replaced else []
+    notes = [f"replacements of corrupted videos that are read: {replaced:,}"] if replaced else []
     return make_listing(f"{kind}, videos in {there}", {"action": class_names()}, rows, notes)
 
 

@@ -80,7 +80,7 @@ def make_listing(
                 "Remove one of the two lines"
             )
         repeated += 1
-    again = [f"{repeated} rows are listed twice, word for word, and count once"] if repeated else []
+    again = [f"rows that repeat another, and do not count: {repeated:,}"] if repeated else []
     return Listing(layout, classes, list(first.values()), [*notes, *again])
 
 
