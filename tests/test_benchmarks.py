@@ -51,3 +51,12 @@ def test_field_codecs() -> None:
     printed = run("field_codecs", "--clips", "14")
     assert "| `residual`, bitround, keepbits 5 |" in printed
     assert "| `vit/logits/action`, fixed8, low " in printed
+
+
+@pytest.mark.slow
+def test_prepare_k400() -> None:
+    printed = run("prepare_k400", "--rows", "820", "--runs", "1")
+    assert "820 rows listed, 799 found, 21 missing; " in printed
+    assert "| os.scandir and csv, the reference |" in printed
+    assert "| dualkd prepare --dataset k400 |" in printed
+    assert "- a table in less than 15 s: " in printed

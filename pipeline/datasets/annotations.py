@@ -29,7 +29,7 @@ def read_csv(
             header = [name.strip() for name in next(reader, [])]
             columns = _columns(path, header, required, optional)
             for row in reader:
-                if not any(cell.strip() for cell in row):
+                if not "".join(row).strip():
                     continue
                 if len(row) != len(header):
                     raise DatasetError(

@@ -203,6 +203,8 @@ def _why_missing(videos: _Videos) -> str:
 
 
 def _whole(text: str, place: str) -> str:
+    if text.isdecimal():  # as in the official files, 480,000 times
+        return text.zfill(6)
     return f"{round(seconds(text, place, 'time_start and time_end')):06d}"
 
 
