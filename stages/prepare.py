@@ -182,8 +182,8 @@ def videos_sha256(root: Path, samples: Samples) -> str:
 def linked_root(root: Path, videos: Path) -> Iterator[bool]:
     """Make the config's root a link to the folder of the videos, unless it is that folder.
 
-    Every later command, and DVC, then finds the videos by the config alone. The link goes again if
-    what is done inside fails: the next one may then lead elsewhere.
+    Every later command, and DVC, then finds the videos by the config alone. If they turn out not to
+    be the dataset the link goes again, so that the next one may lead elsewhere.
 
     Yields:
         Whether a link was made.
@@ -207,6 +207,6 @@ def linked_root(root: Path, videos: Path) -> Iterator[bool]:
     root.symlink_to(videos.resolve(), target_is_directory=True)
     try:
         yield True
-    except BaseException:
+    except DatasetError:
         root.unlink()
         raise
