@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -65,11 +66,11 @@ def make_tree(root: Path, count: int) -> None:
                     os.close(os.open(root / split / f"{stem}.mp4", os.O_CREAT | os.O_WRONLY))
 
 
-def timed(code: str, folder: Path, runs: int) -> float:
-    """Median seconds of a fresh Python process, its start included."""
-    times = []
+def timed(code: str, folder: Path, runs: int) -> tuple[float, float]:
+    """Median seconds of a fresh Python process, its start included: by the clock, and of its CPU."""
+    clock, cpu = [], []
     for _ in range(runs + 1):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), _children_sec()
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=folder,
@@ -80,8 +81,15 @@ def timed(code: str, folder: Path, runs: int) -> float:
         )
         if done.returncode:
             raise RuntimeError(done.stderr)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        clock.append(time.perf_counter() - start)
+        cpu.append(_children_sec() - used)
+    return statistics.median(clock[1:]), statistics.median(cpu[1:])
+
+
+def _children_sec() -> float:
+    """CPU seconds of all processes that this one started and waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -96,7 +104,6 @@ def main() -> None:
         shutil.copy(ROOT / "configs" / "k400.yaml", folder / "configs")
         make_tree(folder / "data" / "k400", arguments.rows)
         reference = timed(REFERENCE, folder, arguments.runs)
-        networks = timed("import torchvision", folder, arguments.runs)
         ours = timed(OURS, folder, arguments.runs)
         account = json.loads((folder / "outputs" / "k400" / "prepare.json").read_text())
     print(
@@ -104,15 +111,18 @@ def main() -> None:
         f"{account['missing']:,} missing; {machine()}"
     )
     print()
+    ways = {
+        "os.scandir and csv, the reference": reference,
+        "dualkd prepare --dataset k400": ours,
+    }
     rows = [
-        ("os.scandir and csv, the reference", f"{reference:.2f}", "1.0"),
-        ("import torchvision alone", f"{networks:.2f}", f"{networks / reference:.1f}"),
-        ("dualkd prepare --dataset k400", f"{ours:.2f}", f"{ours / reference:.1f}"),
+        (name, f"{clock:.2f}", f"{cpu:.2f}", f"{cpu / reference[1]:.1f}")
+        for name, (clock, cpu) in ways.items()
     ]
-    print_table(["a fresh process", "seconds", "× the reference"], rows)
+    print_table(["a fresh process", "seconds", "CPU seconds", "× the reference's CPU"], rows)
     print()
-    verdict = "yes" if ours < LIMIT_SEC else "no"
-    print(f"- a table in less than {LIMIT_SEC:.0f} s: {verdict}, {ours:.1f} s")
+    verdict = "yes" if ours[0] < LIMIT_SEC else "no"
+    print(f"- a table in less than {LIMIT_SEC:.0f} s: {verdict}, {ours[0]:.1f} s")
 
 
 if __name__ == "__main__":

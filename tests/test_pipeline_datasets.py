@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torchvision.models.video import MViT_V2_S_Weights
 
 from dataset_making import (
     HMDB_FILES,
@@ -26,6 +27,7 @@ from dataset_making import (
     put_video,
     write_lines,
 )
+from pipeline.datasets import k400
 from pipeline.datasets.annotations import read_csv, read_pairs, seconds
 from pipeline.datasets.epic100 import frame_rate, list_epic100
 from pipeline.datasets.folder import list_folder
@@ -69,6 +71,12 @@ def test_the_classes_of_k400_are_the_400_official_names_in_alphabetical_order() 
     assert (len(names), len(set(names))) == (400, 400)
     assert names == sorted(names)
     assert (names[0], names[399]) == ("abseiling", "zumba")
+    assert names == MViT_V2_S_Weights.DEFAULT.meta["categories"]
+
+
+def test_the_classes_of_k400_without_torchvisions_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(k400, "_NAMES", "another name in another version")
+    assert k400.class_names.__wrapped__() == class_names()
 
 
 @shared

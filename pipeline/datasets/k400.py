@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import runpy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.datasets.annotations import class_index, read_csv, read_pairs, seconds
@@ -34,6 +36,7 @@ _REPLACEMENTS = (
     "replacement",
 )
 _STEM = re.compile(r"(.+)_(\d+)_(\d+)")
+_NAMES = "_KINETICS400_CATEGORIES"  # in torchvision/models/_meta.py; a test compares
 _ID_LENGTH = 11  # of a YouTube id
 LOOKED_FOR = (
     "annotations: train.csv, val.csv (or validate.csv), test.csv, also as kinetics_train.csv and "
@@ -47,9 +50,17 @@ LOOKED_FOR = (
 def class_names() -> list[str]:
     """The 400 official names in alphabetical order, as torchvision's published weights have them.
 
-    Class i of a published network is name i, whatever of the dataset is on disk.
+    Class i of a published network is name i, whatever of the dataset is on disk. Only torchvision's
+    table of names is executed: the whole library would bring torch, which takes seconds.
     """
-    from torchvision.models.video import MViT_V2_S_Weights  # noqa: PLC0415 (seconds: torch)
+    library = find_spec("torchvision")
+    folders = library.submodule_search_locations if library else None
+    for folder in folders or ():
+        table = Path(folder) / "models" / "_meta.py"
+        names = runpy.run_path(str(table)).get(_NAMES) if table.is_file() else None
+        if names:
+            return list(names)
+    from torchvision.models.video import MViT_V2_S_Weights  # noqa: PLC0415
 
     return list(MViT_V2_S_Weights.DEFAULT.meta["categories"])
 
