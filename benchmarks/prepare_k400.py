@@ -67,7 +67,7 @@ def make_tree(root: Path, count: int) -> None:
 
 
 def timed(code: str, folder: Path, runs: int) -> tuple[float, float]:
-    """Median seconds of a fresh Python process, its start included: by the clock, and of its CPU."""
+    """Median seconds of a fresh Python process, start included: by the clock, and of its CPU."""
     clock, cpu = [], []
     for _ in range(runs + 1):
         start, used = time.perf_counter(), _children_sec()

@@ -321,26 +321,24 @@ def test_epic100_videos_in_each_layout(form: str, tmp_path: Path) -> None:
     }
 
 
-def test_epic100_frames_carry_their_rate_and_packed_ones_are_missing(tmp_path: Path) -> None:
+def test_epic100_frames_carry_their_rate(tmp_path: Path) -> None:
     epic100_csvs(tmp_path / "annotations")
     (tmp_path / "P01/rgb_frames/P01_01").mkdir(parents=True)
     (tmp_path / "P01/rgb_frames/P01_01/frame_0000000001.jpg").touch()
+    assert lost(list_epic100(tmp_path)).keys() == {"P02_101_0", "P02_101_7"}
     (tmp_path / "P02/rgb_frames").mkdir(parents=True)
     (tmp_path / "P02/rgb_frames/P02_101.tar").touch()
     listing = list_epic100(tmp_path)
-    assert samples(listing, tmp_path)["P01_01_1"].path == "P01/rgb_frames/P01_01?fps=60"
-    reason = "packed frames: unpack them into a folder of this name"
-    assert lost(listing) == {"P02_101_0": reason, "P02_101_7": reason}
+    assert "frames as P01/rgb_frames/P01_01.tar" in listing.layout
+    found = samples(listing, tmp_path)
+    assert found["P01_01_1"].path == "P01/rgb_frames/P01_01?fps=60"
+    assert found["P02_101_0"].path == "P02/rgb_frames/P02_101.tar?fps=50"
     put_video(tmp_path / "P01/videos/P01_01.MP4")
     paths = {
         prefer: samples(list_epic100(tmp_path, None, prefer), tmp_path)["P01_01_0"].path
         for prefer in ("videos", "frames")
     }
     assert paths == {"videos": "P01/videos/P01_01.MP4", "frames": "P01/rgb_frames/P01_01?fps=60"}
-    (tmp_path / "P02/rgb_frames/P02_101").mkdir()
-    (tmp_path / "P02/rgb_frames/P02_101/frame_0000000001.jpg").touch()
-    frames = samples(list_epic100(tmp_path), tmp_path)
-    assert frames["P02_101_0"].path == "P02/rgb_frames/P02_101?fps=50"
 
 
 @shared

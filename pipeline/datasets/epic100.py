@@ -62,7 +62,7 @@ LOOKED_FOR = (
     "videos: P01/videos/P01_01.MP4, P01/P01_01.MP4, videos/P01/P01_01.MP4, videos/P01_01.MP4, "
     "P01_01.MP4, itself or in EPIC-KITCHENS/;",
     f"or frames: P01/rgb_frames/P01_01/{_FIRST_FRAME}, rgb_frames/P01/P01_01/, "
-    "rgb_frames/P01_01/, P01/P01_01/, frames/P01_01/",
+    "rgb_frames/P01_01/, P01/P01_01/, frames/P01_01/, or a tar of each, as P01_01.tar",
 )
 
 
@@ -73,7 +73,7 @@ def list_epic100(
 ) -> Listing:
     """Every segment that the annotations list, and the video or the folder of frames it is of.
 
-    A folder of frames is a path with its rate, as `P01/rgb_frames/P01_01?fps=60`.
+    A folder of frames, or a tar of it, is a path with its rate: `P01/rgb_frames/P01_01.tar?fps=60`.
 
     Args:
         root: the folder of the videos or frames.
@@ -178,11 +178,6 @@ class _Media:
             found = lookup(person, video)
             if found is not None:
                 return found, None
-        packed = f"{person}/rgb_frames/{video}.tar"
-        for base in _BASES:
-            if (self._root / base / packed).is_file():
-                self.forms.add(f"packed frames in {base}P01/rgb_frames/P01_01.tar")
-                return f"{base}{packed}", "packed frames: unpack them into a folder of this name"
         return _VIDEOS[0].format(person=person, video=video) + ".MP4", "no such video"
 
     def _video(self, person: str, video: str) -> str | None:
@@ -200,10 +195,11 @@ class _Media:
         for base in _BASES:
             for form in _FRAMES:
                 path = base + form.format(person=person, video=video)
-                if (self._root / path / _FIRST_FRAME).is_file():
-                    example = base + form.format(person="P01", video="P01_01")
-                    self.forms.add(f"frames as {example}/{_FIRST_FRAME}")
-                    return f"{path}?fps={frame_rate(video)}"
+                example = base + form.format(person="P01", video="P01_01")
+                for ending, file in (("", f"/{_FIRST_FRAME}"), (".tar", ".tar")):
+                    if (self._root / f"{path}{file}").is_file():
+                        self.forms.add(f"frames as {example}{file}")
+                        return f"{path}{ending}?fps={frame_rate(video)}"
         return None
 
 
