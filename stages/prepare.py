@@ -79,23 +79,24 @@ def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Sam
     return samples
 
 
-def render_split(root: Path, *, seed: int, split: str, count: int) -> list[Sample]:
-    """Render one split of the figures with all cores, showing progress."""
-    rendered = figures.render(
-        root, seed=seed, split=split, count=count, workers=os.cpu_count() or 1
-    )
+def render_split(
+    root: Path, *, seed: int, split: str, count: int, workers: int | None = None
+) -> list[Sample]:
+    """Render one split of the figures with all cores by default, showing progress."""
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    rendered = figures.render(root, seed=seed, split=split, count=count, workers=workers)
     return list(track(rendered, total=count, what=f"rendering {split}", unit="videos"))
 
 
 def _render(section: PrepareFigures, workers: int) -> Listing:
     """Render the videos that are not there yet."""
-    rows = []
-    for split, number in section.splits.items():
-        rendered = figures.render(
-            Path(section.root), seed=section.seed, split=split, count=number, workers=workers
-        )
-        for sample in track(rendered, total=number, what=f"rendering {split}", unit="videos"):
-            rows.append(Listed(sample, "figures"))
+    root, seed = Path(section.root), section.seed
+    samples = [
+        sample
+        for split, number in section.splits.items()
+        for sample in render_split(root, seed=seed, split=split, count=number, workers=workers)
+    ]
+    rows = [Listed(sample, "figures") for sample in samples]
     return make_listing("rendered", {"action": list(figures.CLASSES)}, rows)
 
 
