@@ -8,23 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
+from pipeline.config_prepare import Prepare
+from pipeline.config_section import STRICT, Name, Positive, Seed
 from pipeline.model_names import is_model_name, nearest_names
 
-Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Above0 = Annotated[float, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # becomes the name of a folder
 
 
 def _known(model: str) -> str:
@@ -54,23 +46,7 @@ Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Prepare(_Section):
-    """A folder on disk, or a generator → the samples table."""
-
-    source: Literal["figures"]
-    root: str
-    seed: Seed
-    splits: dict[Name, Positive]
-
-    @field_validator("splits")
-    @classmethod
-    def _has_train(cls, splits: dict[str, int]) -> dict[str, int]:
-        if "train" not in splits:
-            raise ValueError("a split named 'train'")
-        return splits
+    model_config = STRICT
 
 
 class Recipe(_Section):

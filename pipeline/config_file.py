@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.config import Run
+from pipeline.config_prepare import KNOWN_SPLITS
 
 
 class ConfigError(ValueError):
@@ -66,19 +67,23 @@ def load_config(path: Path) -> Run:
 
 
 def _unknown_splits(content: dict[str, Any]) -> list[str]:
-    """Splits that a stage asks for and `prepare` does not make.
+    """Splits that a stage asks for and `prepare` does not make; of a folder they are not known.
 
     Read from the raw mapping, whose sections may be anything: a mistake between two sections is
     reported together with the mistakes inside them.
     """
-    known = _raw(content, "prepare", "splits")
-    if not isinstance(known, dict):
+    source, made = _raw(content, "prepare", "source"), _raw(content, "prepare", "splits")
+    if isinstance(source, str) and source in KNOWN_SPLITS:
+        known, owner = list(KNOWN_SPLITS[source]), f"the source {source!r}"
+    elif isinstance(made, dict):
+        known, owner = list(made), "prepare.splits"
+    else:
         return []
     asked = [("evaluate.split", _raw(content, "evaluate", "split"))]
     asked += [("teach.validation", _raw(content, "teach", "validation"))]
     for section in ("distill", "extract", "teach"):
         asked += [(f"{section}.splits", name) for name in _listed(content, section, "splits")]
-    expected = f"a split of prepare.splits ({', '.join(map(str, known))})"
+    expected = f"a split of {owner} ({', '.join(map(str, known))})"
     return [
         f"  {name}: got {split!r}, expected {expected}"
         for name, split in asked
@@ -143,14 +148,21 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "model_attributes_type": "a section with fields of its own",
     "union_tag_not_found": "a section with the field {discriminator}",
-    "union_tag_invalid": "{discriminator}: one of {expected_tags}",
+    "union_tag_invalid": "one of {expected_tags}",
 }
 
 
 def _mistake(detail: Any) -> str:
     """One mistake as `field: got …, expected …`."""
-    name = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+    parts = [str(part) for part in detail["loc"] if part != "[key]"]
+    if parts[:1] == ["prepare"]:
+        del parts[1:2]  # the source: pydantic's word for which of the classes it is
     got = "nothing" if detail["type"] == "missing" else repr(detail["input"])
+    if detail["type"] == "union_tag_invalid":  # the field that chooses, not the whole section
+        chooser = detail["ctx"]["discriminator"].strip("'")
+        parts.append(chooser)
+        got = repr(detail["input"][chooser])
+    name = ".".join(parts)
     expected = re.sub(r"^(Value error, |Input should be )", "", detail["msg"])
     expected = re.sub(r"^(String|Tuple|List) should", "a value that should", expected)
     if detail["type"] in _EXPECTED:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,11 +50,40 @@ CachePath = Annotated[
 @app.command()
 def prepare(
     dataset: Dataset,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the videos are; a link to it is made at the config's prepare.root, by "
+            "which all later commands find them."
+        ),
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Open every video and decode a frame; goes on after an interruption.",
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that probe or render; one per core if not given."),
+    ] = None,
 ) -> None:
-    """Turn a dataset into a samples table (the demo's videos are rendered here)."""
+    """Turn a dataset into a samples table, and say what of it is missing.
+
+    The layout is recognised (docs/datasets.md shows those that are known). Writes, below
+    outputs/DATASET/: samples.parquet, the table; prepare.json, how many samples are listed, found,
+    missing and (with --probe) unreadable, per split and class; missing.csv, which ones and why.
+    The demo's videos are rendered here.
+    """
+    from stages.prepare import linked_root
     from stages.prepare import prepare as stage
 
-    samples = stage(_load(dataset))
+    run = _load(dataset)
+    with linked_root(Path(run.prepare.root), root) if root else nullcontext(False) as is_new:
+        samples = stage(run, probe=probe, workers=workers)
+    if root and is_new:
+        typer.echo(f"{run.prepare.root} is now a link to {root.resolve()}")
     counts = ", ".join(f"{count} {split}" for split, count in samples.splits().items())
     typer.echo(f"{dataset}: {counts} samples")
 

@@ -63,3 +63,12 @@ def test_model_speed(run: Callable[..., str]) -> None:
     assert "| `pytorchvideo/x3d_xs` |" in printed
     assert "| `pytorchvideo/x3d_nano` |" in printed
     assert "cannot run" not in printed
+
+
+@pytest.mark.slow
+def test_prepare_k400(run: Callable[..., str]) -> None:
+    printed = run("prepare_k400", "--rows", "820", "--runs", "1")
+    assert "820 rows listed, 799 found, 21 missing; " in printed
+    assert "| os.scandir and csv, the reference |" in printed
+    assert "| dualkd prepare --dataset k400 |" in printed
+    assert "- a table in less than 15 s: " in printed

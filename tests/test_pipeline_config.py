@@ -15,14 +15,20 @@ from pipeline.config import Run
 from pipeline.config_file import ConfigError, config_path, load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NAMES = ["demo"]  # written down, so that a config which is not found is noticed
+NAMES = [
+    "demo",
+    "epic100",
+    "folder",
+    "hmdb51",
+    "k400",
+]  # written down, so that a config which is not found is noticed
 Change = Callable[[dict[str, Any]], object]
 
 
-def changed(tmp_path: Path, *changes: Change) -> Path:
-    """The demo's config after some changes of its content."""
+def changed(tmp_path: Path, *changes: Change, base: str = "demo") -> Path:
+    """The demo's config, or another one, after some changes of its content."""
     yaml = YAML(typ="safe", pure=True)
-    content = yaml.load((CONFIGS / "demo.yaml").read_text(encoding="utf-8"))
+    content = yaml.load((CONFIGS / f"{base}.yaml").read_text(encoding="utf-8"))
     for change in changes:
         change(content)
     text = io.StringIO()
@@ -157,7 +163,11 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
             "fancy",
             "got 'fancy', expected 'aligned', 'pca', 'random' or 'identity'",
         ),
-        ("prepare.source", None, "got None, expected 'figures'"),
+        (
+            "prepare.source",
+            None,
+            "got None, expected one of 'figures', 'k400', 'hmdb51', 'epic100', 'folder'",
+        ),
         ("prepare.splits", ["train"], "got ['train'], expected a mapping"),
         ("distill.weights", 1.0, "got 1.0, expected a section with fields of its own"),
         ("distill.weights", None, "got None, expected a section with fields of its own"),
@@ -200,7 +210,7 @@ def test_mistakes_inside_lists_and_names_are_placed(tmp_path: Path) -> None:
     [
         (
             {"codec": "gzip"},
-            "residual: got {'codec': 'gzip'}, expected 'codec': one of 'blosc_zstd', 'bitround', ",
+            "residual.codec: got 'gzip', expected one of 'blosc_zstd', 'bitround', 'fixed8'",
         ),
         (
             {"keepbits": 3},
@@ -236,6 +246,48 @@ def test_splits_must_be_made_to_be_used(tmp_path: Path) -> None:
         "prepare.splits: got {'test': 3}, expected a split named 'train'",
         "extract.splits: got 'train', expected a split of prepare.splits (test)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("k400", "train, val, test"),
+        ("hmdb51", "train, test"),
+        ("epic100", "train, validation, test"),
+    ],
+)
+def test_the_splits_of_a_dataset_are_known_before_it_is_read(
+    name: str, splits: str, tmp_path: Path
+) -> None:
+    path = changed(tmp_path, setting("evaluate.split", "dev"), base=name)
+    assert mistakes(path) == [
+        f"evaluate.split: got 'dev', expected a split of the source '{name}' ({splits})"
+    ]
+    assert load_config(
+        changed(tmp_path, setting("evaluate.split", splits.split(", ")[1]), base=name)
+    )
+    own = changed(tmp_path, setting("evaluate.split", "dev"), base="folder")
+    assert load_config(own).evaluate.split == "dev"  # prepare looks, and checks
+
+
+def test_each_source_has_fields_of_its_own(tmp_path: Path) -> None:
+    assert sorted(
+        mistakes(
+            changed(
+                tmp_path,
+                setting("prepare.official_split", 4),
+                setting("prepare.prefer", "frames"),
+                setting("prepare.root", ""),
+                base="hmdb51",
+            )
+        )
+    ) == [
+        "prepare.official_split: got 4, expected 1, 2 or 3",
+        "prepare.prefer: got 'frames', expected no such field (misspelt?)",
+        "prepare.root: got '', expected a value that should have at least 1 character",
+    ]
+    (none,) = mistakes(changed(tmp_path, lambda c: c["prepare"].pop("source"), base="k400"))
+    assert none.endswith("expected a section with the field 'source'")
 
 
 def test_what_teachers_learn_from_is_one_thing_and_goes_with_the_dataset(tmp_path: Path) -> None:

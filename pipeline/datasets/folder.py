@@ -1,0 +1,141 @@
+"""Any videos of one's own: a folder per split and class, or CSVs that list them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from pipeline.datasets.annotations import read_csv, seconds
+from pipeline.datasets.listing import (
+    VIDEO_SUFFIXES,
+    DatasetError,
+    Listed,
+    Listing,
+    check_root,
+    find_videos,
+    make_listing,
+    nothing_fits,
+    shown,
+)
+from pipeline.samples import Sample
+
+LOOKED_FOR = (
+    f"<split>/<class>/<video>, where a video ends with {', '.join(VIDEO_SUFFIXES)};",
+    "or CSVs with the columns path,label[,start,stop][,split]: paths relative to the folder, start "
+    "and stop in seconds; without the column split, a file's name is its split: train.csv",
+)
+
+
+def list_folder(root: Path, annotations: str | None = None) -> Listing:
+    """Every video of the folder, or all that its CSVs list; classes in alphabetical order.
+
+    A sample's id is its path, with its stretch of time where it has one.
+
+    Args:
+        root: the folder.
+        annotations: a CSV, relative to `root`; by default all that lie in it, if any does.
+
+    Raises:
+        DatasetError: no layout fits, or a row cannot be right; file, line and value are named.
+    """
+    check_root(root)
+    files = [root / annotations] if annotations else sorted(root.glob("*.csv"))
+    if files:
+        unlabelled = [row for path in files for row in _of_csv(path, root)]
+        layout = f"listed by {', '.join(shown(path, root) for path in files)}"
+    else:
+        unlabelled = list(_of_folders(root))
+        layout = "folders <split>/<class>/"
+    if not unlabelled:
+        raise nothing_fits("a folder of videos", root, LOOKED_FOR)
+    names = _ordered({name for _, name in unlabelled if name})
+    index = {name: number for number, name in enumerate(names)}
+    rows = [
+        row._replace(sample=replace(row.sample, labels={"action": index[name]} if name else {}))
+        for row, name in unlabelled
+    ]
+    return make_listing(layout, {"action": names}, rows)
+
+
+def _ordered(names: set[str]) -> list[str]:
+    """Class names in alphabetical order; numbers as numbers."""
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+
+
+def _of_folders(root: Path) -> Iterator[tuple[Listed, str]]:
+    """Rows without labels, and their class.
+
+    Raises:
+        DatasetError: a video lies outside of a folder of its class.
+    """
+    for path in find_videos(root):
+        parts = PurePosixPath(path).parts
+        if len(parts) != 3:
+            raise DatasetError(
+                f"{root}: {_readable(path)} is not <split>/<class>/<video>; move it there, or list "
+                "the videos in a CSV (path,label,split)"
+            )
+        split, name, _ = parts
+        yield _row(root, path, split, str(root / split), None, None), _readable(name)
+
+
+def _of_csv(path: Path, root: Path) -> Iterator[tuple[Listed, str]]:
+    """Rows without labels, and their class, which may be empty."""
+    if not path.is_file():
+        raise DatasetError(f"no CSV at {path}, where prepare.annotations says it is")
+    required, optional = ["path", "label"], ["start", "stop", "split"]
+    for place, (video, name, start, stop, split) in read_csv(path, required, optional):
+        relative = _relative(video, root, place)
+        start_sec = seconds(start, place, "start") if start else None
+        stop_sec = seconds(stop, place, "stop") if stop else None
+        if stop_sec is not None and stop_sec <= (start_sec or 0.0):
+            raise DatasetError(f"{place}: it starts at {start or 0} s and stops at {stop} s")
+        yield _row(root, relative, split or path.stem, place, start_sec, stop_sec), name
+
+
+def _relative(video: str, root: Path, place: str) -> str:
+    """A path relative to the root; an absolute one may lie in it.
+
+    Raises:
+        DatasetError: there is none, or it leads out of the root.
+    """
+    if not video:
+        raise DatasetError(f"{place}: the path is empty")
+    if Path(video).is_absolute():
+        for place_of_root in (root.absolute(), root.resolve()):
+            if Path(video).is_relative_to(place_of_root):
+                video = str(Path(video).relative_to(place_of_root))
+                break
+    relative = os.path.normpath(video)
+    if Path(relative).is_absolute() or relative.startswith(".."):
+        raise DatasetError(f"{place}: {video} does not lie in {root}, where prepare.root is")
+    return PurePosixPath(relative).as_posix()
+
+
+def _row(
+    root: Path,
+    path: str,
+    split: str,
+    place: str,
+    start_sec: float | None,
+    stop_sec: float | None,
+) -> Listed:
+    readable = _readable(path)
+    stretch = ""
+    if start_sec is not None or stop_sec is not None:
+        stretch = f"#{start_sec or 0.0}-{'' if stop_sec is None else stop_sec}"
+    sample = Sample(f"{readable}{stretch}", readable, split, {}, start_sec or 0.0, stop_sec)
+    problem = None
+    if readable != path:
+        problem = "its name is not UTF-8: rename it"
+    elif not (root / path).is_file():
+        problem = "no such file"
+    return Listed.of(sample, place, problem)
+
+
+def _readable(path: str) -> str:
+    """A path as text; bytes that are not UTF-8 are spelled out."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
