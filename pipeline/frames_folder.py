@@ -15,16 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.video_interface import TOLERANCE_SEC, Video, VideoError, VideoInfo
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _NUMBER = re.compile(r"(\d+)$")
 _RATE = re.compile(r"\d+(\.\d*)?|\.\d+|\d+/\d+")
 
@@ -120,11 +122,10 @@ class FramesFolder(Video):
         """
         order = np.argsort(times_sec, kind="stable")
         last = len(self._listing.names) - 1
-        frames = np.clip(np.floor((times_sec[order] + TOLERANCE_SEC) * self._rate), 0, last)
-        begins = np.flatnonzero(np.diff(frames, prepend=-1))
-        for places in np.split(order, begins[1:]) if len(order) else ():
-            due = times_sec[places[0]] + TOLERANCE_SEC
-            yield self._read(int(np.clip(np.floor(due * self._rate), 0, last))), places
+        frames = np.floor((times_sec[order] + TOLERANCE_SEC) * self._rate).clip(0, last)
+        needed, begins = np.unique(frames, return_index=True)
+        for index, places in zip(needed, np.split(order, begins[1:]), strict=True):
+            yield self._read(int(index)), places
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         name = self._listing.names[index]
@@ -143,11 +144,13 @@ class FramesFolder(Video):
         """Open a picture; its pixels are not read yet."""
         name = self._listing.names[index]
         try:
-            return Image.open(io.BytesIO(self._bytes(index)))
-        except Image.UnidentifiedImageError as error:
+            return Image.open(io.BytesIO(self._bytes(index)), formats=_FORMATS)
+        except UnidentifiedImageError as error:
             raise VideoError(f"{self._place}: {name} is no readable picture") from error
+        except FileNotFoundError as error:
+            raise VideoError(f"{self._place}: {name} is gone") from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise VideoError(f"{self._place}: {name}: {error}") from error
+            raise VideoError(f"{self._place}: {name} cannot be read ({error})") from error
 
     def _bytes(self, index: int) -> bytes:
         listing = self._listing
@@ -191,15 +194,15 @@ def _ordered(place: Path, names: list[str]) -> list[tuple[int, str]]:
     for name in names:
         file = name.rpartition("/")[2]
         stem, dot, suffix = file.rpartition(".")
-        number = _NUMBER.search(stem)
-        if number and not file.startswith(".") and (dot + suffix).lower() in _SUFFIXES:
-            frames.append((int(number[1]), name))
+        digits = _NUMBER.search(stem)
+        if digits and not file.startswith(".") and (dot + suffix).lower() in _SUFFIXES:
+            frames.append((int(digits[1]), name))
     if not frames:
         raise VideoError(f"{place}: holds no numbered pictures, such as frame_0000000001.jpg")
     frames.sort()
     if frames[0][0] not in (0, 1):
         raise VideoError(f"{place}: the first frame is {frames[0][1]}, expected number 0 or 1")
-    for (number, name), (following, other) in zip(frames, frames[1:], strict=False):
+    for (number, name), (following, other) in pairwise(frames):
         if following == number:
             raise VideoError(f"{place}: {name} and {other} have the same number")
         if following != number + 1:

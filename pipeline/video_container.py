@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -97,9 +98,7 @@ def describe(
     )
 
 
-def stated_duration(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> float | None:
+def stated_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
     """Seconds from the stream's start to its end as it states them itself, or None."""
     if stream.duration is not None and stream.time_base:
         # Of a truncated AVI FFmpeg shortens the duration, but not the count of frames.
@@ -157,10 +156,10 @@ class Orientation:
         The matrix sends a stored place (p, q) to (a p + c q, b p + d q) on screen. Only quarter
         turns and mirrorings are followed; anything else, such as a slant, is left as stored.
         """
-        found = frame.side_data.get("DISPLAYMATRIX")
+        found: Any = frame.side_data.get("DISPLAYMATRIX")
         if found is None:
             return cls()
-        a, b, _, c, d, *_ = (int(value) for value in np.frombuffer(found, np.int32))
+        a, b, _, c, d, *_ = (int(value) for value in np.frombuffer(bytes(found), np.int32))
         if a and d and not b and not c:
             return cls(upside_down=d < 0, mirrored=a < 0)
         if b and c and not a and not d:

@@ -32,7 +32,7 @@ from pipeline.video_interface import TOLERANCE_SEC, Video, VideoError
 _MISSING_END_SEC = 0.5
 # A jump costs as much as decoding some frames; it must save at least this much video.
 _LEAST_JUMP_SEC = 1.0
-# Where it is not known how far a jump would lead, only over gaps longer than most groups of pictures.
+# Where it is not known how far a jump would lead: more than most groups of pictures.
 _LEAST_BLIND_JUMP_SEC = 10.0
 # How much earlier the first retry of a jump that went wrong aims; each further one doubles it.
 _STEP_BACK_SEC = 10.0
@@ -102,7 +102,7 @@ class VideoFile(Video):
         """
         order = np.argsort(times_sec, kind="stable")
         due = times_sec[order] + TOLERANCE_SEC
-        done = 0
+        self._aim, done = None, 0
         while done < len(due):
             self._move_to(float(due[done]))
             frame, following = self._current[1], next(self._frames, None)
@@ -275,5 +275,5 @@ class VideoFile(Video):
 
     def _to_rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """(H, W, 3), upright, contiguous."""
-        converted = self._converter.reformat(frame, format="rgb24", **_ONE_THREAD)  # type: ignore[arg-type]
+        converted = self._converter.reformat(frame, format="rgb24", **_ONE_THREAD)
         return self._orientation.turn(converted.to_ndarray().astype(np.uint8, copy=False))

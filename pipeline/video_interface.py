@@ -98,15 +98,15 @@ class Video(ABC):
         for rgb, places in self.shown_at(times_sec):
             index[places] = len(kept)
             kept.append(rgb)
-            check_same_size(self.path, rgb, kept[0])
+            check_same_size(self.path, rgb.shape, kept[0].shape)
         return Frames(rgb=np.stack(kept), index=index)
 
 
-def check_same_size(path: Path, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:
+def check_same_size(path: Path, one: tuple[int, ...], other: tuple[int, ...]) -> None:
     """Refuse frames of one clip that differ in size.
 
     Raises:
         VideoError: they do.
     """
-    if one.shape != other.shape:
+    if one != other:
         raise VideoError(f"{path}: the size of the picture changes within the video")

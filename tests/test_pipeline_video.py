@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 import video_making as making
-
 from pipeline.video import Frames, VideoError, open_video
 from pipeline.video_file import VideoFile
 from video_making import frame_number, numbered_frame, write_video
@@ -168,7 +167,9 @@ def test_only_the_needed_frames_are_converted(
     converted = []
     convert = VideoFile._to_rgb
     monkeypatch.setattr(
-        VideoFile, "_to_rgb", lambda file, frame: converted.append(frame.pts) or convert(file, frame)
+        VideoFile,
+        "_to_rgb",
+        lambda file, frame: converted.append(frame.pts) or convert(file, frame),
     )
     assert numbers_at(good("24fps.mp4"), 0.5, 1.0, 0.51, 0.5) == [12, 24, 12, 12]
     assert len(converted) == 2
@@ -223,7 +224,10 @@ def _two_sizes(path: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing.mp4": (lambda path: None, "no such file"),
-    "folder.mp4": (Path.mkdir, r"is a folder; a folder of frames needs their rate, as in \S+\?fps=59\.94"),
+    "folder.mp4": (
+        Path.mkdir,
+        r"is a folder; a folder of frames needs their rate, as in \S+\?fps=59\.94",
+    ),
     "empty.mp4": (Path.touch, r"the file is empty \(0 bytes\)"),
     "page.mp4": (_written(b"<!doctype html><title>404</title>" * 50), "not a readable video"),
     "text.avi": (_written(b"this is not a video\n" * 50), "not a readable video"),
