@@ -51,3 +51,14 @@ def test_field_codecs() -> None:
     printed = run("field_codecs", "--clips", "14")
     assert "| `residual`, bitround, keepbits 5 |" in printed
     assert "| `vit/logits/action`, fixed8, low " in printed
+
+
+@pytest.mark.slow
+def test_decode() -> None:
+    printed = run(
+        *("decode", "--seconds", "0.3", "--repeats", "1", "--minutes", "0.05", "--stretches", "3")
+    )
+    for line in ("340×256, key frames 12 apart", "1280×720, key frames 250 apart"):
+        assert f"| {line}" in printed
+    assert "- four views / one view of the same stretch, at most 1.3: " in printed
+    assert "| in one pass, with seeking" in printed

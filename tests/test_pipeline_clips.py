@@ -119,6 +119,26 @@ def test_one_decode_serves_all_views_and_networks_like_separate_ones(root: Path)
             np.testing.assert_array_equal(alone.clips[0][0], together.clips[which][row])
 
 
+def test_a_box_is_resized_to_the_bytes_that_torch_gives_for_planes() -> None:
+    """A cache's clips stay what they were: only the layout in memory is chosen for speed."""
+    random = np.random.default_rng(0)
+    rgb = random.integers(0, 256, (3, 96, 128, 3), dtype=np.uint8)
+    for _ in range(25):
+        x0, y0, *shares = random.uniform(0, 0.5, 4)
+        view = View(0.0, x0, y0, x0 + shares[0] + 0.01, y0 + shares[1] + 0.01, flip=False)
+        spec = ClipSpec(frames=3, stride=1, size=int(random.integers(5, 150)))
+        left, right = round(view.x0 * 128), max(round(view.x0 * 128) + 1, round(view.x1 * 128))
+        top, bottom = round(view.y0 * 96), max(round(view.y0 * 96) + 1, round(view.y1 * 96))
+        planes = torch.from_numpy(rgb[:, top:bottom, left:right]).permute(0, 3, 1, 2).contiguous()
+        resized = torch.nn.functional.interpolate(
+            planes, size=(spec.size, spec.size), mode="bilinear", align_corners=False
+        )
+        whole = cut_clip(rgb, view, spec)
+        np.testing.assert_array_equal(whole, resized.permute(0, 2, 3, 1).numpy())
+        for one, frame in zip(whole, rgb, strict=True):
+            np.testing.assert_array_equal(cut_clip(frame[None], view, spec)[0], one)
+
+
 def test_later_networks_do_not_change_the_digest(root: Path) -> None:
     both = read_clips(root, sample("h264"), VIEWS, SPECS)
     first = read_clips(root, sample("h264"), VIEWS, SPECS, digested=[[0], [1, 0]])
