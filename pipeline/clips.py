@@ -1,4 +1,4 @@
-"""From a sample's file to the clips of its views: one open, one decode, every network's clip."""
+"""From samples' files to the clips of their views: one open, one decode, every network's clip."""
 
 from __future__ import annotations
 
@@ -8,40 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.cutting import ClipCutter, SampleClips, frame_digest
 from pipeline.samples import Sample, Samples
-from pipeline.video import VideoError, VideoInfo, open_video
+from pipeline.video import Video, VideoError, VideoInfo, open_video
 from pipeline.views import (
     ClipSpec,
     View,
     ViewRule,
     centre_view,
-    clip_times,
-    cut_clip,
     draw_view,
 )
 
 ViewChoice = Callable[[Sample, VideoInfo], Sequence[View]]
 Request = tuple[int, ViewChoice]
-
-
-@dataclass(frozen=True)
-class SampleClips:
-    """All clips of some views of one sample.
-
-    Attributes:
-        views: (V, 6) float64, the view records.
-        clips: per clip specification (V, T, size, size, 3) uint8.
-        digests: (V, G) uint64, of the decoded frames that the clips of a view were cut from, for
-            each group of specifications.
-    """
-
-    views: NDArray[np.float64]
-    clips: tuple[NDArray[np.uint8], ...]
-    digests: NDArray[np.uint64]
 
 
 def read_clips(
@@ -70,32 +52,83 @@ def read_clips(
     Raises:
         VideoError: the video cannot be read; the message says why.
     """
-    with open_video(root / sample.path) as video:
-        start, stop = stretch(sample, video.info)
-        views = list(choose(sample, video.info))
-        wanted = [
-            clip_times(view, spec, start_sec=start, stop_sec=stop)
-            for view in views
-            for spec in specs
-        ]
-        frames = video.frames_at(np.concatenate(wanted))
-    index = np.split(frames.index, np.cumsum([len(times) for times in wanted])[:-1])
-    hashes = np.array([xxhash.xxh3_64_intdigest(rgb) for rgb in frames.rgb], dtype="<u8")
-    clips: list[list[NDArray[np.uint8]]] = [[] for _ in specs]
-    groups = [range(len(specs))] if digested is None else digested
-    digests = []
-    for row, view in enumerate(views):
-        parts = index[row * len(specs) : (row + 1) * len(specs)]
-        for into, part, spec in zip(clips, parts, specs, strict=True):
-            box = view.narrowed(spec.test_share) if test_crop else view
-            into.append(cut_clip(frames.rgb[part], box, spec))
-        seen = [hashes[np.concatenate([parts[which] for which in group])] for group in groups]
-        digests.append([xxhash.xxh3_64_intdigest(of_group.tobytes()) for of_group in seen])
-    return SampleClips(
-        views=np.stack([view.as_row() for view in views]),
-        clips=tuple(np.stack(of_spec) for of_spec in clips),
-        digests=np.array(digests, dtype=np.uint64),
+    (answer,) = read_together(
+        root, [(sample, choose)], specs, digested=digested, test_crop=test_crop
     )
+    if isinstance(answer, VideoError):
+        raise answer
+    return answer
+
+
+def read_together(
+    root: Path,
+    wanted: Sequence[tuple[Sample, ViewChoice]],
+    specs: Sequence[ClipSpec],
+    *,
+    digested: Sequence[Sequence[int]] | None = None,
+    test_crop: bool = False,
+) -> list[SampleClips | VideoError]:
+    """Read several samples of one video: one open, one pass over it, each what it is alone.
+
+    Frames are cut as they come, and let go; only clips are kept. Where the pass fails, the samples
+    that are not complete are read one by one, so that each has its own answer.
+
+    Args:
+        root: the dataset's root.
+        wanted: samples that have one path, and what chooses their views.
+        specs: as for `read_clips`.
+        digested: as for `read_clips`.
+        test_crop: as for `read_clips`.
+
+    Returns:
+        In the order of `wanted`, what `read_clips` gives, or raises.
+    """
+    path = root / wanted[0][0].path
+    answers: dict[int, SampleClips | VideoError] = {}
+    cutters: dict[int, ClipCutter] = {}
+    failure: VideoError | None = None
+    try:
+        with open_video(path) as video:
+            for place, (sample, choose) in enumerate(wanted):
+                try:
+                    cutters[place] = ClipCutter(
+                        path,
+                        choose(sample, video.info),
+                        specs,
+                        stretch=stretch(sample, video.info),
+                        test_crop=test_crop,
+                    )
+                except VideoError as error:
+                    answers[place] = error
+            if cutters:
+                _pass_over(video, list(cutters.values()))
+    except VideoError as error:
+        failure = error
+    groups = [range(len(specs))] if digested is None else digested
+    for place, (sample, choose) in enumerate(wanted):
+        if place in cutters and not cutters[place].missing:
+            answers[place] = cutters[place].finish(groups)
+        elif failure is not None and len(cutters) > 1:
+            (answers[place],) = read_together(
+                root, [(sample, choose)], specs, digested=digested, test_crop=test_crop
+            )
+        elif failure is not None:
+            answers.setdefault(place, failure)
+    return [answers[place] for place in range(len(wanted))]
+
+
+def _pass_over(video: Video, cutters: Sequence[ClipCutter]) -> None:
+    """Give each frame of a video to the cutters that need it.
+
+    Raises:
+        VideoError: the video cannot be read up to the last of them.
+    """
+    begins = np.cumsum([0, *(len(cutter.times) for cutter in cutters)])
+    for rgb, places in video.shown_at(np.concatenate([cutter.times for cutter in cutters])):
+        digest = frame_digest(rgb)
+        whose = np.searchsorted(begins, places, side="right") - 1
+        for which in np.unique(whose):
+            cutters[which].take(rgb, digest, places[whose == which] - begins[which])
 
 
 def stretch(sample: Sample, info: VideoInfo) -> tuple[float, float]:
@@ -186,19 +219,36 @@ class ClipDataset(Dataset[Read]):
 
     def __getitem__(self, index: Request) -> Read:
         """Read one sample."""
-        row, choose = index
-        try:
-            clips = read_clips(
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[Request]) -> list[Read]:
+        """Read a batch: what it asks of one video is read in one pass. DataLoader calls this."""
+        samples = [self._samples.row(row) for row, _ in indices]
+        by_path: dict[str, list[int]] = {}
+        for place, sample in enumerate(samples):
+            by_path.setdefault(sample.path, []).append(place)
+        reads: dict[int, Read] = {}
+        for places in by_path.values():
+            answers = read_together(
                 self._root,
-                self._samples.row(row),
-                choose,
+                [(samples[place], indices[place][1]) for place in places],
                 self._specs,
                 digested=self._digested,
                 test_crop=self._test_crop,
             )
-        except VideoError as error:
-            return Read(row, None, str(error))
-        return Read(row, clips, None)
+            for place, answer in zip(places, answers, strict=True):
+                row = indices[place][0]
+                if isinstance(answer, VideoError):
+                    reads[place] = Read(row, None, str(answer))
+                else:
+                    reads[place] = Read(row, answer, None)
+        return [reads[place] for place in range(len(indices))]
+
+    def by_video(self, requests: Sequence[Request]) -> list[Request]:
+        """Requests in the order of files and of time, so that batches share passes over videos."""
+        table = self._samples.table
+        paths, starts = table["path"].to_pylist(), table["start_sec"].to_pylist()
+        return sorted(requests, key=lambda request: (paths[request[0]], starts[request[0]]))
 
 
 def in_batches(requests: Sequence[Request], size: int) -> list[list[Request]]:

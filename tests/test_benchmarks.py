@@ -72,3 +72,14 @@ def test_prepare_k400(run: Callable[..., str]) -> None:
     assert "| os.scandir and csv, the reference |" in printed
     assert "| dualkd prepare --dataset k400 |" in printed
     assert "- a table in less than 15 s: " in printed
+
+
+@pytest.mark.slow
+def test_decode(run: Callable[..., str]) -> None:
+    printed = run(
+        *("decode", "--seconds", "0.3", "--repeats", "1", "--minutes", "0.05", "--stretches", "3")
+    )
+    for line in ("340×256, key frames 12 apart", "1280×720, key frames 250 apart"):
+        assert f"| {line}" in printed
+    assert "- four views / one view of the same stretch, at most 1.3: " in printed
+    assert "| in one pass, with seeking" in printed

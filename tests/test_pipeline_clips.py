@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 import video_making as making
+from pipeline import video_file
 from pipeline.clips import (
     ClipDataset,
     DrawnViews,
@@ -26,6 +28,7 @@ from pipeline.clips import (
 )
 from pipeline.samples import Sample, Samples, build_samples
 from pipeline.video import VideoError, VideoInfo
+from pipeline.video_file import VideoFile
 from pipeline.views import ClipSpec, View, ViewRule, cut_clip
 from video_making import frame_number, write_video
 
@@ -115,6 +118,26 @@ def test_one_decode_serves_all_views_and_networks_like_separate_ones(root: Path)
             np.testing.assert_array_equal(alone.clips[0][0], together.clips[which][row])
 
 
+def test_a_box_is_resized_to_the_bytes_that_torch_gives_for_planes() -> None:
+    """A cache's clips stay what they were: only the layout in memory is chosen for speed."""
+    random = np.random.default_rng(0)
+    rgb = random.integers(0, 256, (3, 96, 128, 3), dtype=np.uint8)
+    for _ in range(25):
+        x0, y0, *shares = random.uniform(0, 0.5, 4)
+        view = View(0.0, x0, y0, x0 + shares[0] + 0.01, y0 + shares[1] + 0.01, flip=False)
+        spec = ClipSpec(frames=3, stride=1, size=int(random.integers(5, 150)))
+        left, right = round(view.x0 * 128), max(round(view.x0 * 128) + 1, round(view.x1 * 128))
+        top, bottom = round(view.y0 * 96), max(round(view.y0 * 96) + 1, round(view.y1 * 96))
+        planes = torch.from_numpy(rgb[:, top:bottom, left:right]).permute(0, 3, 1, 2).contiguous()
+        resized = torch.nn.functional.interpolate(
+            planes, size=(spec.size, spec.size), mode="bilinear", align_corners=False
+        )
+        whole = cut_clip(rgb, view, spec)
+        np.testing.assert_array_equal(whole, resized.permute(0, 2, 3, 1).numpy())
+        for one, frame in zip(whole, rgb, strict=True):
+            np.testing.assert_array_equal(cut_clip(frame[None], view, spec)[0], one)
+
+
 def test_later_networks_do_not_change_the_digest(root: Path) -> None:
     both = read_clips(root, sample("h264"), VIEWS, SPECS)
     first = read_clips(root, sample("h264"), VIEWS, SPECS, digested=[[0], [1, 0]])
@@ -147,21 +170,21 @@ def test_a_stored_record_replays_in_this_process(name: str, root: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stored_record_replays_in_other_processes(workers: int, root: Path) -> None:
-    names = ["h264", "mpeg4", "cut", "h264"]
+    names = ["cut", "h264", "mpeg4", "h264", "cut"]
     drawn = {name: read_clips(root, sample(name), VIEWS, SPECS) for name in PATHS}
     dataset = ClipDataset(root, table("h264", "mpeg4", "cut"), SPECS)
     requests: list[Request] = [
+        (2, VIEWS),
         (0, StoredViews(drawn["h264"].views)),
         (1, StoredViews(drawn["mpeg4"].views)),
-        (2, VIEWS),
         (0, VIEWS),
     ]
     state = torch.get_rng_state()
-    batches = list(iterate(dataset, [requests[:2], requests[2:3], requests[3:]], workers))
-    assert [len(batch) for batch in batches] == [2, 1, 1]
+    batches = list(iterate(dataset, [requests[:1], requests[1:], requests[:1]], workers))
+    assert [len(batch) for batch in batches] == [1, 3, 1]
     assert torch.equal(torch.get_rng_state(), state)  # training must not notice the reading
     reads = [read for batch in batches for read in batch]
-    assert [read.row for read in reads] == [0, 1, 2, 0]
+    assert [read.row for read in reads] == [2, 0, 1, 0, 2]
     for name, read in zip(names, reads, strict=True):
         if name == "cut":
             assert read.clips is None
@@ -199,6 +222,112 @@ def test_a_record_that_is_no_view_is_an_error_not_a_bad_video(root: Path) -> Non
     dataset = ClipDataset(root, table("h264"), SPECS)
     with pytest.raises(ValueError, match="not a view record"):
         dataset[0, StoredViews(np.zeros((1, 6)))]
+
+
+# --- several samples of one video --------------------------------------------------------------
+
+# Overlapping, the same twice, far apart, short, at both ends, behind the end: in no order of time.
+STRETCHES = [
+    (8.0, 9.5),
+    (0.0, 2.0),
+    (8.4, 9.0),
+    (13.9, 14.1),
+    (30.0, 31.0),
+    (11.0, None),
+    (8.0, 9.5),
+]
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a video of 14 seconds, a key frame each second, and a short one."""
+    root = tmp_path_factory.mktemp("long")
+    params = "keyint=30:min-keyint=30:scenecut=0:open-gop=1"
+    write_video(root / "long.mp4", rate=30, frames=420, b_frames=3, noise=True, x264=params)
+    write_video(root / "short.mp4", rate=30, frames=40, noise=True)
+    return root
+
+
+def segments(*paths: str) -> Samples:
+    rows = [
+        Sample(f"{path}-{number}", path, "train", {"action": 0}, start, stop)
+        for path in paths
+        for number, (start, stop) in enumerate(STRETCHES)
+    ]
+    return build_samples("tiny", {"action": ["bow"]}, rows)
+
+
+def test_samples_of_one_video_are_read_in_one_pass_like_alone(
+    long: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = segments("long.mp4")
+    alone = [ClipDataset(long, samples, SPECS)[row, VIEWS] for row in range(len(samples))]
+    opened, decoded = [], []
+    open_container, decode = video_file.open_container, VideoFile._decode
+
+    def watched(self: VideoFile, *arguments: Any) -> Any:
+        for presented, frame in decode(self, *arguments):
+            decoded.append(presented)
+            yield presented, frame
+
+    monkeypatch.setattr(
+        video_file, "open_container", lambda path: opened.append(path) or open_container(path)
+    )
+    monkeypatch.setattr(
+        VideoFile, "_decode", lambda self, packets, since=None: watched(self, packets, since)
+    )
+    requests: list[Request] = [(row, VIEWS) for row in range(len(samples))]
+    (reads,) = iterate(ClipDataset(long, samples, SPECS), [requests], 0)
+    assert opened == [long / "long.mp4"]
+    assert decoded == sorted(decoded)  # one pass
+    assert len(set(decoded)) == len(decoded)
+    assert len(decoded) < 300  # and not through the gaps
+    assert [read.row for read in reads] == list(range(len(samples)))
+    for read, expected in zip(reads, alone, strict=True):
+        assert read.error == expected.error
+        if expected.clips is not None:
+            assert_same(read.clips, expected.clips)
+    assert [read.row for read in reads if read.error] == [4]
+    assert "starts at 30.00 s, but the video ends at 14.00 s" in str(reads[4].error)
+
+
+def test_a_batch_of_several_videos_is_answered_in_its_order(long: Path) -> None:
+    samples = segments("long.mp4", "short.mp4", "gone.mp4")
+    dataset = ClipDataset(long, samples, SPECS)
+    order = np.random.default_rng(0).permutation(len(samples)).tolist()
+    (reads,) = iterate(dataset, [[(row, VIEWS) for row in order]], 0)
+    assert [read.row for read in reads] == order
+    for read in reads:
+        alone = dataset[read.row, VIEWS]
+        assert read.error == alone.error
+        if alone.clips is not None:
+            assert_same(read.clips, alone.clips)
+
+
+def test_damage_is_the_error_of_the_samples_that_need_what_is_damaged(
+    long: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.mp4").write_bytes((long / "long.mp4").read_bytes())
+    making.spoil(tmp_path / "long.mp4", 260, begin=0.0)  # between 8 and 9 s
+    reads = ClipDataset(tmp_path, segments("long.mp4"), SPECS).__getitems__(
+        [(row, VIEWS) for row in range(len(STRETCHES))]
+    )
+    whole = ClipDataset(long, segments("long.mp4"), SPECS)
+    for read in reads:
+        if read.row in (0, 2, 4, 6):
+            assert read.clips is None
+            assert ("starts at 30" if read.row == 4 else "damaged after 8.") in str(read.error)
+        else:
+            expected = whole[read.row, VIEWS].clips
+            assert expected is not None
+            assert_same(read.clips, expected)
+
+
+def test_requests_in_the_order_of_videos_and_time(long: Path) -> None:
+    dataset = ClipDataset(long, segments("short.mp4", "long.mp4"), SPECS)
+    requests: list[Request] = [(row, VIEWS) for row in range(14)]
+    ordered = [row for row, _ in dataset.by_video(requests)]
+    assert ordered == [8, 7, 13, 9, 12, 10, 11, 1, 0, 6, 2, 5, 3, 4]
 
 
 # --- stretches ---------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 import video_making as making
-from pipeline import video as video_module
 from pipeline.video import Frames, VideoError, open_video
+from pipeline.video_file import VideoFile
 from video_making import frame_number, numbered_frame, write_video
 
 CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
@@ -165,9 +165,11 @@ def test_only_the_needed_frames_are_converted(
     good: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted = []
-    convert = video_module._to_rgb
+    convert = VideoFile._to_rgb
     monkeypatch.setattr(
-        video_module, "_to_rgb", lambda frame: converted.append(frame.pts) or convert(frame)
+        VideoFile,
+        "_to_rgb",
+        lambda file, frame: converted.append(frame.pts) or convert(file, frame),
     )
     assert numbers_at(good("24fps.mp4"), 0.5, 1.0, 0.51, 0.5) == [12, 24, 12, 12]
     assert len(converted) == 2
@@ -222,7 +224,10 @@ def _two_sizes(path: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing.mp4": (lambda path: None, "no such file"),
-    "folder.mp4": (Path.mkdir, "no such file"),
+    "folder.mp4": (
+        Path.mkdir,
+        r"is a folder; a folder of frames needs their rate, as in \S+\?fps=59\.94",
+    ),
     "empty.mp4": (Path.touch, r"the file is empty \(0 bytes\)"),
     "page.mp4": (_written(b"<!doctype html><title>404</title>" * 50), "not a readable video"),
     "text.avi": (_written(b"this is not a video\n" * 50), "not a readable video"),

@@ -50,6 +50,7 @@ def write_video(
     faststart: bool = False,
     audio_sec: float = 0.0,
     title: str = "",
+    x264: str = "",
 ) -> Path:
     """Encode numbered frames; the container follows from the file's name.
 
@@ -66,6 +67,7 @@ def write_video(
         faststart: MP4 with its index before its data.
         audio_sec: adds silence of that many seconds.
         title: of the container.
+        x264: parameters of libx264, `key=value` with colons between.
 
     Returns:
         The path.
@@ -80,6 +82,8 @@ def write_video(
         stream.options = {"bf": str(b_frames), "threads": "1"}
         if codec == "libx264":
             stream.options = {**stream.options, "b-adapt": "0"}  # B-frames wherever they may be
+        if x264:
+            stream.options = {**stream.options, "x264-params": x264}
         if stamps_ms is not None:
             stream.codec_context.time_base = _MILLISECOND
         sound = container.add_stream("aac", rate=_AUDIO_RATE) if audio_sec else None
