@@ -176,7 +176,7 @@ def cut_clip(rgb: NDArray[np.uint8], view: View, spec: ClipSpec) -> NDArray[np.u
     height, width = rgb.shape[1:3]
     left, right = _pixels(view.x0, view.x1, width)
     top, bottom = _pixels(view.y0, view.y1, height)
-    # Copied, as torch resizes a box within wider rows plane by plane: the same bytes, 3 × slower.
+    # Copied, as torch resizes a box within wider rows plane by plane: the same bytes, but slower.
     box = torch.from_numpy(rgb[:, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
     clip = functional.interpolate(
         box, size=(spec.size, spec.size), mode="bilinear", align_corners=False
