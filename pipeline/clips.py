@@ -245,10 +245,17 @@ class ClipDataset(Dataset[Read]):
         return [reads[place] for place in range(len(indices))]
 
     def by_video(self, requests: Sequence[Request]) -> list[Request]:
-        """Requests in the order of files and of time, so that batches share passes over videos."""
+        """Requests with those of one video side by side, by time: batches share passes over it.
+
+        Videos stand where the first request for them stood; where none is asked for twice, the
+        order stays.
+        """
         table = self._samples.table
         paths, starts = table["path"].to_pylist(), table["start_sec"].to_pylist()
-        return sorted(requests, key=lambda request: (paths[request[0]], starts[request[0]]))
+        first: dict[str, int] = {}
+        for place, (row, _) in enumerate(requests):
+            first.setdefault(paths[row], place)
+        return sorted(requests, key=lambda request: (first[paths[request[0]]], starts[request[0]]))
 
 
 def in_batches(requests: Sequence[Request], size: int) -> list[list[Request]]:

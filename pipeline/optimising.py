@@ -211,5 +211,5 @@ def uses_bf16(precision: Literal["fp32", "bf16", "auto"], device: torch.device) 
     cuda: Any = torch.cuda
     able = device.type == "cuda" and cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and device.type == "cuda" and not able:
-        raise TrainingError(f"precision bf16: {device} does not compute in it; use fp32 or auto")
+        raise TrainingError(f"precision bf16: {device} does not compute in it; use fp32")
     return able or precision == "bf16"

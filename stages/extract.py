@@ -207,6 +207,7 @@ def _extract_chunks(
     """Decode ahead over all pending chunks; each is written as soon as its samples are through."""
     run, networks = wanted.run, wanted.networks
     samples, projection = samples_from_table(cache.samples, cache.place), stored_projection(cache)
+    dataset = networks.dataset(run, samples)
     parts: list[list[Request]] = []
     parts_per_chunk = []
     for work in pending:
@@ -214,10 +215,10 @@ def _extract_chunks(
         requests: list[Request] = [
             (row, drawn_views(run, work.views)) for row in writer.sample_range(work.chunk)
         ]
-        parts += in_batches(requests, size)
+        parts += in_batches(dataset.by_video(requests), size)
         parts_per_chunk.append(-(-len(requests) // size))
     rows = sum(len(writer.sample_range(work.chunk)) * len(work.views) for work in pending)
-    reads = iterate(networks.dataset(run, samples), parts, options.workers)
+    reads = iterate(dataset, parts, options.workers)
     failed = cache.failures
     with meter("extracting", total=rows, unit="views") as counter:
         for work, number in zip(pending, parts_per_chunk, strict=True):

@@ -28,6 +28,12 @@ from video_making import write_video
 
 CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
 GRID = (8, 7, 7)  # of both teachers' maps: the projection wants more vectors than channels
+# Millions of parameters, 10⁹ multiply-adds of one clip of the network's own size.
+PUBLISHED = {
+    "torchvision/mvit_v2_s": (34.54, 64.46),
+    "pytorchvideo/x3d_s": (3.79, 2.82),
+    "pytorchvideo/slowfast_r50": (34.57, 50.6),
+}
 
 
 class Pair(NamedTuple):
@@ -150,12 +156,10 @@ def check_chain(run: Run, pair: Pair) -> None:
     for variant in ("baseline", "student"):
         saved = load_file(run.outputs / "distill" / f"{variant}.safetensors")
         assert {name: tensor.shape for name, tensor in saved.items()} == plain
-    published = {name: model_entry(name).published for name in (pair.vit, pair.student)}
     for role, name in (("vit", pair.vit), ("student", pair.student)):
-        figures = published[name]
-        assert figures is not None
-        assert metrics[role]["parameters"] / 1e6 == pytest.approx(figures.parameters, rel=0.01)
-        assert metrics[role]["flops"] / 1e9 == pytest.approx(figures.gflops, rel=0.06)
+        parameters, flops = PUBLISHED[name]
+        assert metrics[role]["parameters"] / 1e6 == pytest.approx(parameters, rel=0.005)
+        assert metrics[role]["flops"] / 1e9 == pytest.approx(flops, rel=0.01)
 
 
 @pytest.mark.slow

@@ -327,7 +327,24 @@ def test_requests_in_the_order_of_videos_and_time(long: Path) -> None:
     dataset = ClipDataset(long, segments("short.mp4", "long.mp4"), SPECS)
     requests: list[Request] = [(row, VIEWS) for row in range(14)]
     ordered = [row for row, _ in dataset.by_video(requests)]
-    assert ordered == [8, 7, 13, 9, 12, 10, 11, 1, 0, 6, 2, 5, 3, 4]
+    assert ordered == [1, 0, 6, 2, 5, 3, 4, 8, 7, 13, 9, 12, 10, 11]
+    apart: list[Request] = [(8, VIEWS), (1, VIEWS)]
+    assert dataset.by_video(apart) == apart
+
+
+def test_a_published_test_crop_is_the_middle_of_the_view(root: Path) -> None:
+    narrow = ClipSpec(frames=2, stride=6, size=20, test_share=0.5)
+    choose = StoredViews(np.array([[1.0, 0.1, 0.0, 0.9, 1.0, 0.0]]))
+    inner = StoredViews(np.array([[1.0, 0.3, 0.25, 0.7, 0.75, 0.0]]))
+    cropped = ClipDataset(root, table("h264"), [narrow], test_crop=True)[0, choose].clips
+    expected = ClipDataset(root, table("h264"), [narrow])[0, inner].clips
+    whole = ClipDataset(root, table("h264"), [narrow])[0, choose].clips
+    assert cropped is not None
+    assert expected is not None
+    assert whole is not None
+    np.testing.assert_array_equal(cropped.clips[0], expected.clips[0])
+    assert (cropped.clips[0] != whole.clips[0]).any()
+    np.testing.assert_array_equal(cropped.views, whole.views)  # the record is of the view
 
 
 # --- stretches ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ NAMES = [
     "folder",
     "hmdb51",
     "k400",
+    "k400_slowfast",
 ]  # written down, so that a config which is not found is noticed
 Change = Callable[[dict[str, Any]], object]
 
@@ -71,6 +72,7 @@ def test_a_config_is_valid_and_says_what_it_is(name: str) -> None:
     path = CONFIGS / f"{name}.yaml"
     run = load_config(path)
     assert run.name == name  # `dvc.yaml` names configs and outputs by it
+    assert (CONFIGS / name).is_dir()  # on whose weights its stage `teach` depends
     head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert any("command:" in line for line in head)
     assert any("cost:" in line for line in head)
