@@ -144,6 +144,13 @@ def _grow(writer: CacheWriter, stored: TeacherCache, wanted: Wanted) -> None:
     """Make room for what a cache lacks; not a byte of a row is touched."""
     out, fields = stored.place, wanted.fields(stored)
     note_codecs(stored.path, stored.fields, fields)
+    if stored.chunk_samples != wanted.run.extract.chunk_samples:
+        console.print(
+            f"{out}: its chunks stay of {stored.chunk_samples} samples; extract.chunk_samples "
+            f"({wanted.run.extract.chunk_samples}) counts when a cache is made"
+        )
+    if wanted.limit is not None and wanted.limit < stored.num_samples:
+        console.print(f"{out} has {stored.num_samples} samples: --limit {wanted.limit} drops none")
     new = wanted.new_samples(stored)
     if len(new):
         console.print(f"{out} grows by {plural(len(new), 'sample')}")

@@ -223,6 +223,15 @@ def test_a_limit_is_a_beginning(mini: Run) -> None:
     assert cache.samples.equals(whole.samples)
 
 
+def test_what_a_standing_cache_keeps_is_told(mini: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_config(Path.cwd(), ("chunk_samples: 5", "chunk_samples: 7"))
+    extract(run, replace(options(run), limit=3))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "its chunks stay of 5 samples" in told
+    assert "has 14 samples: --limit 3 drops none" in told
+    assert open_cache(run.cache_path).chunk_samples == 5
+
+
 def test_a_projection_of_few_samples_does_not_serve_for_many(mini: Run) -> None:
     shutil.rmtree(mini.cache_path)
     extract(mini, replace(options(mini), limit=9))
