@@ -206,6 +206,44 @@ def extract(
 
 
 @cache_app.command()
+def plan(
+    dataset: Dataset,
+    root: Root = None,
+    views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many samples.")] = None,
+    workers: Workers = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long each part is tried out, at most about.")
+    ] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an extraction will take: bytes, hours, and when it has paid.
+
+    Some samples are decoded and run through the networks, with random weights, on the device at
+    hand; nothing is written.
+    """
+    from stages.plan import Options, show
+    from stages.plan import plan as stage
+
+    run = _load(dataset, root)
+    options = Options(
+        views=views or run.extract.views.count,
+        limit=limit,
+        workers=workers,
+        batch_size=batch_size,
+        seconds=seconds,
+        device=_device(device),
+    )
+    facts = stage(run, options)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        show(facts)
+
+
+@cache_app.command()
 def info(
     path: Annotated[str, typer.Argument(help="The cache, a folder or URL.")],
     as_json: AsJson = False,

@@ -60,6 +60,12 @@ class Networks:
         self, which: int, model: VideoModel, reads: Sequence[Read], batch_size: int
     ) -> Iterator[Features]:
         clips = np.concatenate([read.clips.clips[which] for read in reads if read.clips])
+        return self.outputs_of(model, clips, batch_size)
+
+    def outputs_of(
+        self, model: VideoModel, clips: NDArray[np.uint8], batch_size: int
+    ) -> Iterator[Features]:
+        """Outputs of a teacher for clips (N, T, H, W, 3) uint8, in batches."""
         for start in range(0, len(clips), batch_size):
             yield features(model, clips[start : start + batch_size], self.precision)
 

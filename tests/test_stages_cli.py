@@ -28,6 +28,7 @@ COMMANDS = [
     (cli.app, "models"),
     (cli.cache_app, "extract"),
     (cli.cache_app, "info"),
+    (cli.cache_app, "plan"),
     (cli.cache_app, "verify"),
     (cli.cache_app, "repair"),
 ]
