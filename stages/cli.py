@@ -181,6 +181,12 @@ def extract(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only so many samples; the cache may grow later.")
     ] = None,
+    clips: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL", help="Store this student's clips too, besides those of the config."
+        ),
+    ] = None,
     workers: Workers = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
@@ -189,10 +195,15 @@ def extract(
     ] = False,
 ) -> None:
     """Run both teachers over every view once; goes on where an interrupted run stopped."""
+    from pipeline.model_names import check_model_name
     from stages.extract import Options
     from stages.extract import extract as stage
 
     run = _load(dataset, root)
+    if clips:
+        wanted = [*run.extract.clips, *map(check_model_name, clips)]
+        section = run.extract.model_copy(update={"clips": list(dict.fromkeys(wanted))})
+        run = run.model_copy(update={"extract": section})
     options = Options(
         out=_folder(out) if out else run.cache_path,
         views=views or run.extract.views.count,

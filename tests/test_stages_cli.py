@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cache import describe
+from cache import describe, open_cache
 from cache_making import IDENTITY, make_cache
 from pipeline.config import Run
 from stages import cli
@@ -97,6 +97,19 @@ def test_an_unknown_model_names_the_nearest(
     path = Path("configs/mini.yaml")
     path.write_text(path.read_text().replace("student: pytorchvideo/x3d_nano", "student: x3d_nono"))
     assert run(monkeypatch, "dualkd", "distill", "--dataset", "mini") == 1
+    assert "pytorchvideo/x3d_nano" in capsys.readouterr().err
+
+
+def test_extract_stores_the_clips_of_students_that_the_command_names(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("extract", "--dataset", "mini", "--clips")
+    assert run(monkeypatch, "dualkd-cache", *command, "pytorchvideo/x3d_tiny") == 0
+    assert set(open_cache(mini.cache_path).fields) >= {
+        "clip/pytorchvideo/x3d_tiny",
+        "clip/pytorchvideo/x3d_nano",  # the config's
+    }
+    assert run(monkeypatch, "dualkd-cache", *command, "x3d_nono") == 1
     assert "pytorchvideo/x3d_nano" in capsys.readouterr().err
 
 
