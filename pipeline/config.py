@@ -232,9 +232,10 @@ class Distill(_Section):
 
 
 class Evaluate(_Section):
-    """Which split is scored."""
+    """Which split is scored, and in how many views: docs/evaluation.md tells the protocols."""
 
     split: str
+    protocol: Literal["centre", "5x1", "10x1", "10x3"] = "centre"
 
 
 class Run(_Section):
