@@ -274,6 +274,11 @@ class Run(_Section):
         return self.outputs / "samples.parquet"
 
     @property
+    def subsets_path(self) -> Path:
+        """Which samples are in which subset, as `prepare` writes it."""
+        return self.outputs / "subsets.parquet"
+
+    @property
     def cache_path(self) -> Path:
         """The cache that `extract` makes."""
         return self.outputs / "cache"
