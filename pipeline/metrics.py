@@ -55,7 +55,7 @@ def mean_of_views(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     with np.errstate(invalid="ignore"):  # what is not finite stays so, and scores nothing
         shifted = exact - exact.max(axis=1, keepdims=True)
         logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    mean: NDArray[np.float64] = np.logaddexp.reduce(logs, axis=0) - np.log(len(logits))
+        mean: NDArray[np.float64] = np.logaddexp.reduce(logs, axis=0) - np.log(len(logits))
     return mean.astype(np.float32)
 
 

@@ -78,9 +78,7 @@ class ProtocolViews:
         return list(dict.fromkeys(views))
 
 
-def clip_centres(
-    clips: int, *, span_sec: float, start_sec: float, stop_sec: float
-) -> list[float]:
+def clip_centres(clips: int, *, span_sec: float, start_sec: float, stop_sec: float) -> list[float]:
     """Centres of clips that are spread evenly: the first begins the stretch, the last ends it.
 
     Clip i of n begins at start + i · (stop − start − span) / (n − 1): SlowFast's

@@ -1,4 +1,4 @@
-"""Subsets: parts of a dataset that are scored on their own too, as EPIC-KITCHENS-100's tail classes.
+"""Subsets: parts of a dataset that are scored on their own too, as EPIC-KITCHENS-100's tail.
 
 One parquet file beside the samples table, written by `prepare`: `sample_id`, and a boolean column
 per subset; of a dataset that has none, `sample_id` alone. It decides no row of a cache.

@@ -164,9 +164,7 @@ class _File:
         """A table with at least these columns, from CSV or parquet."""
         content = io.BytesIO(self._bytes())
         # A class may be called `1` or `true`: names are never guessed to be something else.
-        options = pa.csv.ConvertOptions(
-            column_types={"class": pa.string(), "head": pa.string()}
-        )
+        options = pa.csv.ConvertOptions(column_types={"class": pa.string(), "head": pa.string()})
         try:
             if self.path.suffix == ".csv":
                 table = pa.csv.read_csv(content, convert_options=options)

@@ -112,9 +112,9 @@ def _subsets(
 ) -> tuple[dict[str, set[str]], list[str]]:
     """The parts that are scored on their own, and a sentence for each list that is not there.
 
-    `unseen` are the validation segments of participants without a training video, `tail_verb` and
-    `tail_noun` those whose verb, or noun, is one of the listed rare classes, and `tail_action` those
-    of which either is: `compute_metrics` of
+    `unseen` are the validation segments of participants without a training video; `tail_verb` and
+    `tail_noun` those whose verb, or noun, is one of the listed rare classes; `tail_action` those of
+    which either is: `compute_metrics` of
     https://github.com/epic-kitchens/C1-Action-Recognition/blob/master/utils/metrics.py.
 
     Raises:
@@ -140,7 +140,10 @@ def _subsets(
             }
     if not {*TAIL.values()} & {*absent}:
         subsets["tail_action"] = subsets["tail_verb"] | subsets["tail_noun"]
-    lost = [f"no {name} beside the annotations: its segments get no score of their own" for name in absent]
+    lost = [
+        f"no {name} beside the annotations: its segments get no score of their own"
+        for name in absent
+    ]
     return subsets, lost
 
 
