@@ -57,7 +57,7 @@ def cache_fields(
 
 
 def _outputs(name: str, model: VideoModel, samples: Samples) -> list[Field]:
-    """Logits and pooled features. Heads of one group differ in size, and xarray wants names then."""
+    """Logits and pooled features; heads differ in size, so that xarray wants a name for each."""
     several = len(samples.heads) > 1
     logits = [
         Field(

@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 
 from cache import open_cache
@@ -35,6 +36,7 @@ from stages.prepare import prepare
 from stages.report import report
 from stages.report_inputs import ReportError
 from stages.teach import teach
+from stages.verify import verify
 from video_making import numbered_frame, write_video
 
 CPU = torch.device("cpu")
@@ -141,6 +143,10 @@ def test_the_cache_holds_the_logits_of_each_head(run: Run) -> None:
     for role in ("vit", "cnn"):
         assert fields[f"{role}/logits/verb"].shape == (14, 3)
         assert fields[f"{role}/logits/noun"].shape == (14, 4)
+    with xr.open_zarr(run.cache_path, group="vit/logits", consolidated=False, chunks=None) as group:
+        assert group["noun"].dims == ("sample", "view", "class_noun")
+        assert group["noun"].shape == (14, 2, 4)
+    assert verify(run.cache_path, None)["ok"]
     labels = {row[0]: row[1:] for row in csv_labels("train")}
     for name, verb, noun in zip(
         *(cache.samples[c].to_pylist() for c in ("sample_id", "label_verb", "label_noun")),
