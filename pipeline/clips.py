@@ -264,11 +264,12 @@ def in_batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
 
 
 def iterate(
-    dataset: ClipDataset, batches: Sequence[Sequence[Request]], workers: int
+    dataset: ClipDataset, batches: Sequence[Sequence[Request]], workers: int, *, ahead: int = 4
 ) -> Iterator[list[Read]]:
     """Read batches of requests in order, in `workers` processes (0 reads in this one).
 
-    The answers do not depend on the number of workers, nor does reading them touch the global
+    Each worker has up to `ahead` batches read before they are asked for: memory bounds it. The
+    answers do not depend on the number of workers, nor does reading them touch the global
     random state: training goes the same way with clips that are stored and clips that are read.
     """
     if not batches:  # no worker need be started
@@ -280,7 +281,7 @@ def iterate(
         collate_fn=list,
         worker_init_fn=_one_thread,
         multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=ahead if workers else None,
         generator=torch.Generator(),  # else DataLoader draws a seed from the global one
     )
 

@@ -232,9 +232,10 @@ class Distill(_Section):
 
 
 class Evaluate(_Section):
-    """Which split is scored."""
+    """Which split is scored, and in how many views: docs/evaluation.md tells the protocols."""
 
     split: str
+    protocol: Literal["centre", "5x1", "10x1", "10x3"] = "centre"
 
 
 class Run(_Section):
@@ -271,6 +272,11 @@ class Run(_Section):
     def samples_path(self) -> Path:
         """The samples table that `prepare` writes."""
         return self.outputs / "samples.parquet"
+
+    @property
+    def subsets_path(self) -> Path:
+        """Which samples are in which subset, as `prepare` writes it."""
+        return self.outputs / "subsets.parquet"
 
     @property
     def cache_path(self) -> Path:

@@ -1,4 +1,4 @@
-"""Accuracies."""
+"""Accuracies, and what several views of a video answer together."""
 
 from __future__ import annotations
 
@@ -29,6 +29,34 @@ def top_k(logits: NDArray[np.floating], labels: NDArray[np.int64], k: int) -> fl
     own = logits[np.arange(len(labels)), labels]
     ahead = (~(logits < own[:, None])).sum(axis=1) - 1  # all that are not behind, less the label
     return float(np.mean(ahead < k))
+
+
+def mean_of_views(logits: NDArray[np.floating]) -> NDArray[np.float32]:
+    """What several views of a video answer together: the logarithm of their mean probabilities.
+
+    The published scores of several views are of the sum of softmax probabilities: SlowFast's
+    networks end in a softmax at test time and `TestMeter` adds with `ensemble_method="sum"`
+    (https://github.com/facebookresearch/SlowFast/blob/main/slowfast/utils/meters.py); torchvision's
+    reference adds `torch.softmax(output)` by video
+    (https://github.com/pytorch/vision/blob/main/references/video_classification/train.py).
+
+    Args:
+        logits: (V, K), of each view.
+
+    Returns:
+        (K,): its softmax is the mean of the views' softmax.
+
+    Raises:
+        ValueError: there are no views.
+    """
+    if len(logits) == 0:
+        raise ValueError("no views to average")
+    exact = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # what is not finite stays so, and scores nothing
+        shifted = exact - exact.max(axis=1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        mean: NDArray[np.float64] = np.logaddexp.reduce(logs, axis=0) - np.log(len(logits))
+    return mean.astype(np.float32)
 
 
 def joint_top_k(

@@ -57,8 +57,15 @@ def cache_fields(
 
 
 def _outputs(name: str, model: VideoModel, samples: Samples) -> list[Field]:
+    """Logits and pooled features; heads differ in size, so that xarray wants a name for each."""
+    several = len(samples.heads) > 1
     logits = [
-        Field(f"{name}/logits/{head}", ("class",), (classes,), "float16")
+        Field(
+            f"{name}/logits/{head}",
+            (f"class_{head}" if several else "class",),
+            (classes,),
+            "float16",
+        )
         for head, classes in samples.heads.items()
     ]
     return [*logits, Field(f"{name}/pooled", ("channel",), (model.pooled_channels,), "float16")]

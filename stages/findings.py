@@ -60,6 +60,21 @@ def compare(answers: Mapping[str, Array]) -> Comparison:
     return Comparison(int((gains > 0).sum()), int((gains < 0).sum()), interval)
 
 
+def together(answers: Mapping[str, Mapping[str, Array]], sizes: Sequence[int]) -> dict[str, Array]:
+    """All heads as one: a tuple of classes by its number, so that it is right where each head is.
+
+    Args:
+        answers: by head `label` and `<role>_answer`, each (N,).
+        sizes: number of classes of each head.
+    """
+    first = next(iter(answers.values()))
+    columns = [name for name in first if name == "label" or name.endswith("_answer")]
+    return {
+        name: np.ravel_multi_index(tuple(of_head[name] for of_head in answers.values()), sizes)
+        for name in columns
+    }
+
+
 def by_gain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of `by_class.csv` with their gain, the largest first, empty classes last."""
     filled = []

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import Run
@@ -25,6 +26,7 @@ from pipeline.datasets.k400 import list_k400
 from pipeline.datasets.listing import DatasetError, Listed, Listing, contents, make_listing
 from pipeline.probing import probe_all, read_answers
 from pipeline.samples import Sample, Samples, build_samples, write_samples
+from pipeline.subsets import write_subsets
 from stages import account
 from stages.files import write_csv, write_json
 from stages.progress import console, meter, track
@@ -69,6 +71,7 @@ def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Sam
         found["videos_sha256"] = videos_sha256(Path(section.root), samples)
     write_csv(run.outputs / "missing.csv", account.not_found(listing))
     write_json(run.outputs / "prepare.json", found)
+    write_subsets(samples, listing.subsets, run.subsets_path)
     write_samples(samples, run.samples_path)
     if not isinstance(section, PrepareFigures):
         account.show(found)
@@ -166,7 +169,7 @@ def _probe(run: Run, listing: Listing, workers: int) -> Listing:
                     f"but the video lasts {answer.duration_sec:.2f} s"
                 )
         rows.append(row if problem is None else row._replace(status="unreadable", reason=problem))
-    return Listing(listing.layout, listing.classes, rows, listing.notes)
+    return replace(listing, rows=rows)
 
 
 def videos_sha256(root: Path, samples: Samples) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from pipeline.config import Run
@@ -67,24 +67,66 @@ def render(inputs: Inputs) -> str:
         environment.filters[name] = getattr(wording, name)
     environment.filters["transposed"] = _transposed
     environment.filters["breakable"] = _breakable
-    rows = findings.by_gain(inputs.by_class)
+    heads = [_head(inputs, head) for head in inputs.samples.classes]
+    sizes = list(inputs.samples.heads.values())
     return environment.get_template("report.html").render(
         inputs=inputs,
         run=inputs.run,
         roles=TITLES,
-        comparison=findings.compare(inputs.answers),
-        class_rows=rows,
-        confusions=findings.confusions(inputs.answers, inputs.classes),
-        confusion_chart=findings.confusion_chart(inputs.answers, inputs.classes),
+        comparison=findings.compare(findings.together(inputs.answers, sizes)),
+        heads=heads,
+        parts=_parts(inputs),
         loss_panels=curves.loss_panels(inputs.logs, inputs.run.distill.weights),
         datw_panels=curves.datw_panels(inputs.logs["student"]),
         class_weights=curves.class_weights(inputs.datw),
         coverage=findings.explain_coverage(inputs.cache["rows"]),
         saving=_saving(inputs),
-        strips=_strips(inputs, [row["class"] for row in rows]),
+        strips=_strips(inputs, [row["class"] for row in heads[0].class_rows]),
         provenance=_provenance(inputs),
         config=_config_text(inputs.run),
     )
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the page says of the classes of one head."""
+
+    name: str
+    class_rows: list[dict[str, Any]]
+    confusions: list[findings.Confusion]
+    confusion_chart: Markup | None
+
+
+def _head(inputs: Inputs, name: str) -> Head:
+    answers, classes = inputs.answers[name], inputs.samples.classes[name]
+    return Head(
+        name=name,
+        class_rows=findings.by_gain(inputs.by_class[name]),
+        confusions=findings.confusions(answers, classes),
+        confusion_chart=findings.confusion_chart(answers, classes),
+    )
+
+
+def _parts(inputs: Inputs) -> list[tuple[str, int, str, dict[str, dict[str, float]]]]:
+    """Scores of each head, and of the subsets: part, its videos, heads in words, figures by role.
+
+    Empty where the dataset has one head and no subsets: there is nothing to tell apart.
+    """
+    by_role = {role: inputs.metrics[role] for role in TITLES}
+    heads = list(inputs.samples.classes)
+    parts = {"all": by_role}
+    for subset in by_role["student"].get("subsets", {}):
+        parts[subset] = {role: figures["subsets"][subset] for role, figures in by_role.items()}
+    rows = []
+    for part, figures in parts.items():
+        videos = figures["student"].get("videos", inputs.metrics["videos"])
+        if videos and len(heads) > 1:
+            for head in heads:
+                of_head = {role: figure["heads"][head] for role, figure in figures.items()}
+                rows.append((part, videos, head, of_head))
+        if videos:
+            rows.append((part, videos, " and ".join(heads), figures))
+    return rows if len(rows) > 1 else []
 
 
 def _transposed(columns: Iterable[Sequence[float]]) -> list[tuple[float, ...]]:
@@ -115,21 +157,22 @@ def _saving(inputs: Inputs) -> findings.Saving:
 
 
 def _strips(inputs: Inputs, names: Sequence[str]) -> list[Strip]:
-    """The first scored video of every class; where there are many, of those that changed most."""
-    answers, classes = inputs.answers, inputs.classes
+    """The first scored video of every class of the first head; of many, of those changed most."""
+    head, classes = next(iter(inputs.samples.classes.items()))
+    labels = inputs.answers[head]["label"]
     if len(names) > _MOST_STRIPS:
         names = [*names[: _MOST_STRIPS // 2], *names[-_MOST_STRIPS // 2 :]]
     places = {
         name: place for place, name in enumerate(inputs.samples.table["sample_id"].to_pylist())
     }
     chosen = {}
-    for row in reversed(range(len(answers["label"]))):
-        chosen[classes[answers["label"][row]]] = row
+    for row in reversed(range(len(labels))):
+        chosen[classes[labels[row]]] = row
     samples = {
-        name: inputs.samples.row(places[answers["sample_id"][row]]) for name, row in chosen.items()
+        name: inputs.samples.row(places[inputs.sample_ids[row]]) for name, row in chosen.items()
     }
     said = {
-        answers["sample_id"][row]: [_answer(answers, role, row, classes) for role in TITLES]
+        inputs.sample_ids[row]: [_answer(inputs, role, row) for role in TITLES]
         for row in chosen.values()
     }
     clip = inputs.cache["teachers"]["vit"]["clip"]
@@ -143,16 +186,16 @@ def _strips(inputs: Inputs, names: Sequence[str]) -> list[Strip]:
     return list(track(strips, total=len(names), what="reading frames", unit="videos"))
 
 
-def _answer(
-    answers: Mapping[str, NDArray[Any]], role: str, row: int, classes: Sequence[str]
-) -> Answer:
-    answer = int(answers[f"{role}_answer"][row])
-    return Answer(
-        role=role,
-        name=classes[answer],
-        probability=float(answers[f"{role}_probability"][row]),
-        right=bool(answer == answers["label"][row]),
-    )
+def _answer(inputs: Inputs, role: str, row: int) -> Answer:
+    """A network's classes of all heads, with the probability and the truth of all together."""
+    names, probability, right = [], 1.0, True
+    for head, classes in inputs.samples.classes.items():
+        answers = inputs.answers[head]
+        answer = int(answers[f"{role}_answer"][row])
+        names.append(classes[answer])
+        probability *= float(answers[f"{role}_probability"][row])
+        right &= bool(answer == answers["label"][row])
+    return Answer(role=role, name=" / ".join(names), probability=probability, right=right)
 
 
 def _provenance(inputs: Inputs) -> list[tuple[str, str, str]]:
@@ -168,7 +211,10 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str, str]]:
             rows.append((f"{TITLES[role]} weights", inputs.scores[role].model, digest))
     projection = cache["identity"].get("projection", {})
     settings = [f"{name} {value}" for name, value in projection.items() if name != "sha256"]
-    scored = f"{inputs.metrics_time:%Y-%m-%d %H:%M} UTC, split {inputs.metrics['split']}"
+    scored = (
+        f"{inputs.metrics_time:%Y-%m-%d %H:%M} UTC, split {inputs.metrics['split']}, "
+        f"protocol {inputs.metrics['protocol']}"
+    )
     return [
         *rows,
         ("Cache", f"format version {cache['format_version']}", cache["fingerprint"]),

@@ -50,8 +50,9 @@ class Inputs:
         metrics: `evaluate/metrics.json`.
         metrics_time: when it was written.
         scores: its figures by role.
-        answers: `evaluate/answers.parquet` by column.
-        by_class: the rows of `evaluate/by_class.csv`.
+        sample_ids: of the answers, in their order.
+        answers: `evaluate/answers.parquet` by head, then column: `label`, `student_answer`, ….
+        by_class: the rows of `evaluate/by_class.csv` by head.
         logs: `distill/<variant>.csv` by variant, then column.
         datw: the rows of `distill/datw.csv`.
         distill: `distill/distill.json`.
@@ -64,18 +65,14 @@ class Inputs:
     metrics: dict[str, Any]
     metrics_time: datetime
     scores: dict[str, Score]
-    answers: dict[str, NDArray[Any]]
-    by_class: list[dict[str, Any]]
+    sample_ids: list[str]
+    answers: dict[str, dict[str, NDArray[Any]]]
+    by_class: dict[str, list[dict[str, Any]]]
     logs: dict[str, dict[str, list[float]]]
     datw: list[dict[str, Any]]
     distill: dict[str, Any]
     teach: dict[str, Any]
     cache: dict[str, Any]
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names of the head that was scored, the first one."""
-        return next(iter(self.samples.classes.values()))
 
 
 def read_inputs(run: Run, cache_path: Path) -> Inputs:
@@ -96,17 +93,20 @@ def read_inputs(run: Run, cache_path: Path) -> Inputs:
     distill = {name: _File(run, "distill", run.outputs / "distill" / name) for name in _DISTILL}
     evaluate = {name: _File(run, "evaluate", run.outputs / "evaluate" / name) for name in _EVALUATE}
     keys = [f"{role}.{figure}" for role in ROLES for figure in (*figures, "weights_sha256")]
-    metrics = evaluate["metrics.json"].json(["split", "videos", "unreadable", "gain_top1", *keys])
-    columns = [f"{role}_{what}" for role in ROLES for what in ("answer", "probability")]
-    answers = evaluate["answers.parquet"].table(["sample_id", "label", *columns])
+    samples = read_samples(run.samples_path).of_splits([run.evaluate.split])
+    if len(samples.heads) > 1:
+        keys += [f"{role}.heads.{head}.top1" for role in ROLES for head in samples.heads]
+    about = ["split", "protocol", "views", "videos", "unreadable", "gain_top1"]
+    metrics = evaluate["metrics.json"].json([*about, *keys])
     return Inputs(
         run=run,
-        samples=read_samples(run.samples_path).of_splits([run.evaluate.split]),
+        samples=samples,
         metrics=metrics,
         metrics_time=datetime.fromtimestamp(evaluate["metrics.json"].path.stat().st_mtime, UTC),
         scores={role: Score(**{name: metrics[role][name] for name in figures}) for role in ROLES},
-        answers={name: answers[name].to_numpy() for name in answers.column_names},
-        by_class=evaluate["by_class.csv"].table(["class", "videos", *ROLES]).to_pylist(),
+        sample_ids=evaluate["answers.parquet"].table(["sample_id"])["sample_id"].to_pylist(),
+        answers=_answers(evaluate["answers.parquet"], list(samples.classes)),
+        by_class=_by_class(evaluate["by_class.csv"], list(samples.classes)),
         logs={
             variant: distill[f"{variant}.csv"].table(["epoch", "loss", "ce"]).to_pydict()
             for variant in ("baseline", "student")
@@ -118,6 +118,24 @@ def read_inputs(run: Run, cache_path: Path) -> Inputs:
         teach=teach.json(["vit.weights_sha256", "cnn.weights_sha256"]),
         cache=describe(cache_path),
     )
+
+
+def _answers(file: _File, heads: list[str]) -> dict[str, dict[str, NDArray[Any]]]:
+    """By head, then column; of several heads the file's columns begin with theirs."""
+    columns = ["label", *(f"{role}_{what}" for role in ROLES for what in ("answer", "probability"))]
+    prefixes = {head: f"{head}/" if len(heads) > 1 else "" for head in heads}
+    table = file.table([f"{prefix}{name}" for prefix in prefixes.values() for name in columns])
+    return {
+        head: {name: table[f"{prefix}{name}"].to_numpy() for name in columns}
+        for head, prefix in prefixes.items()
+    }
+
+
+def _by_class(file: _File, heads: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The rows by head; of several heads each row says whose it is."""
+    several = len(heads) > 1
+    rows = file.table([*(["head"] if several else []), "class", "videos", *ROLES]).to_pylist()
+    return {head: [row for row in rows if not several or row["head"] == head] for head in heads}
 
 
 @dataclass(frozen=True)
@@ -146,7 +164,7 @@ class _File:
         """A table with at least these columns, from CSV or parquet."""
         content = io.BytesIO(self._bytes())
         # A class may be called `1` or `true`: names are never guessed to be something else.
-        options = pa.csv.ConvertOptions(column_types={"class": pa.string()})
+        options = pa.csv.ConvertOptions(column_types={"class": pa.string(), "head": pa.string()})
         try:
             if self.path.suffix == ".csv":
                 table = pa.csv.read_csv(content, convert_options=options)
@@ -210,8 +228,13 @@ def check_same_run(inputs: Inputs) -> None:
 
 
 def _check_answers(inputs: Inputs) -> None:
-    videos, answers = inputs.metrics["videos"], inputs.answers["sample_id"].tolist()
+    videos, answers = inputs.metrics["videos"], inputs.sample_ids
     again = f"`dualkd evaluate --dataset {inputs.run.name}` answers anew"
+    scored, wanted = inputs.metrics["protocol"], inputs.run.evaluate.protocol
+    if scored != wanted:
+        raise ReportError(
+            f"evaluate.protocol is {wanted}, but metrics.json is of the protocol {scored}; {again}"
+        )
     if videos != len(answers):
         raise ReportError(
             f"metrics.json counts {videos} videos, answers.parquet {len(answers)}; {again}"

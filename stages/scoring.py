@@ -1,9 +1,9 @@
-"""Networks scored on the single centre view of labelled videos: one decode serves them all."""
+"""Networks scored on the same views of labelled videos: one decode serves them all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from pipeline.clips import ClipDataset, Request, central_view, in_batches, iterate
-from pipeline.metrics import joint_top_k
+from pipeline.clips import ClipDataset, Read, Request, in_batches, iterate
+from pipeline.metrics import joint_top_k, mean_of_views
 from pipeline.models import VideoModel
+from pipeline.protocols import CENTRE, Protocol, ProtocolViews
 from pipeline.samples import Samples
 from pipeline.training import predict
 from pipeline.views import ClipSpec
@@ -31,7 +32,8 @@ class Scored:
     Attributes:
         rows: (N,) which samples could be read.
         labels: by head (N,).
-        logits: by role, then head (N, K).
+        logits: by role, then head (N, K); of several views, see `pipeline.metrics.mean_of_views`.
+        clips: how many clips each model answered, over all samples and views.
         seconds: by role, time in the forward passes.
         errors: row → why its video could not be read.
     """
@@ -40,15 +42,26 @@ class Scored:
         self.rows: NDArray[np.int64] = np.zeros(0, np.int64)
         self.labels: dict[str, NDArray[np.int64]] = {}
         self.logits: dict[str, dict[str, NDArray[np.float32]]] = {}
+        self.clips = 0
         self.seconds = dict.fromkeys(roles, 0.0)
         self.errors: dict[int, str] = {}
 
-    def accuracies(self, role: str) -> dict[str, Any]:
+    def accuracies(self, role: str, chosen: NDArray[np.bool_] | None = None) -> dict[str, Any]:
         """Of a model, `top1` and `top5`; with several heads these are of all heads together.
 
         Those of each head then stand below `heads`.
+
+        Args:
+            role: which model.
+            chosen: (N,) the samples that count; all by default.
+
+        Raises:
+            ValueError: none of them counts.
         """
         logits, labels = self.logits[role], self.labels
+        if chosen is not None:
+            logits = {head: values[chosen] for head, values in logits.items()}
+            labels = {head: values[chosen] for head, values in labels.items()}
         figures: dict[str, Any] = {f"top{k}": joint_top_k(logits, labels, k) for k in (1, 5)}
         if len(labels) > 1:
             figures["heads"] = {
@@ -84,9 +97,13 @@ def score(
     workers: int,
     batch_size: int,
     *,
+    protocol: Protocol = CENTRE,
     what: str = "evaluating",
 ) -> Scored:
-    """Run models over the centre views of labelled samples, each cut as its makers evaluated it.
+    """Run models over the same views of labelled samples, each cut as its makers evaluated it.
+
+    Memory holds the clips of `batch_size` views, or of one sample where it has more, and as many
+    again per worker.
 
     Args:
         models: by role.
@@ -94,6 +111,7 @@ def score(
         samples: with labels of all heads, see `labelled`.
         workers: processes that decode.
         batch_size: clips in one forward pass.
+        protocol: which views; by default the single one in the centre.
         what: what the progress bar says.
 
     Raises:
@@ -103,28 +121,30 @@ def score(
     specs = list(dict.fromkeys(model.clip for model in models.values()))
     for model in models.values():  # the first pass of a process sets things up: not timed
         predict(model, _blank(model.clip).to(_device(model)))
-    requests: list[Request] = [(row, central_view) for row in range(len(samples))]
-    batches = in_batches(requests, batch_size)
+    views = ProtocolViews(protocol, max(spec.span_sec for spec in specs))
+    requests: list[Request] = [(row, views) for row in range(len(samples))]
+    batches = in_batches(requests, max(1, batch_size // protocol.views))
     rows: list[int] = []
     logits: dict[str, dict[str, list[NDArray[np.float32]]]] = {
         role: {head: [] for head in model.heads} for role, model in models.items()
     }
-    dataset = ClipDataset(root, samples, specs, test_crop=True)
-    reads = iterate(dataset, batches, workers)
+    dataset = ClipDataset(root, samples, specs, test_crop=protocol.test_crop)
+    reads = iterate(dataset, batches, workers, ahead=4 if protocol.views == 1 else 1)
     for batch in track(reads, total=len(batches), what=what, unit="batches"):
         scored.errors |= {read.row: read.error for read in batch if read.error is not None}
         good = [read for read in batch if read.clips is not None]
         if not good:
             continue
         rows += [read.row for read in good]
+        scored.clips += sum(_views(good))
         for role, model in models.items():
             which = specs.index(model.clip)
             clips = np.concatenate([read.clips.clips[which] for read in good if read.clips])
             started = time.perf_counter()
-            answer = predict(model, torch.from_numpy(clips).to(_device(model)))
-            for head, of_head in answer.items():
-                logits[role][head].append(of_head.float().cpu().numpy())
+            answer = _answers(model, clips, batch_size)
             scored.seconds[role] += time.perf_counter() - started
+            for head, of_head in answer.items():
+                logits[role][head].append(_by_sample(of_head, _views(good), protocol))
     for row, error in scored.errors.items():
         console.print(f"left out: {samples.row(row).sample_id}: {error}")
     if not rows:
@@ -140,6 +160,33 @@ def score(
         for role, of_role in logits.items()
     }
     return scored
+
+
+def _views(reads: Sequence[Read]) -> list[int]:
+    """How many views of each sample there are."""
+    return [len(read.clips.views) for read in reads if read.clips]
+
+
+def _answers(
+    model: VideoModel, clips: NDArray[np.uint8], batch_size: int
+) -> dict[str, NDArray[np.float32]]:
+    """Logits by head (B, K) of clips (B, T, H, W, 3), `batch_size` at a time."""
+    parts: dict[str, list[NDArray[np.float32]]] = {head: [] for head in model.heads}
+    for start in range(0, len(clips), batch_size):
+        part = torch.from_numpy(clips[start : start + batch_size]).to(_device(model))
+        for head, logits in predict(model, part).items():
+            parts[head].append(logits.float().cpu().numpy())
+    return {head: np.concatenate(of_head) for head, of_head in parts.items()}
+
+
+def _by_sample(
+    logits: NDArray[np.float32], views: Sequence[int], protocol: Protocol
+) -> NDArray[np.float32]:
+    """The rows of a batch's views (B, K) as one row per sample; a single view stays as it is."""
+    if protocol.views == 1:
+        return logits
+    ends = np.cumsum(views)[:-1]
+    return np.stack([mean_of_views(of_sample) for of_sample in np.split(logits, ends)])
 
 
 def _blank(clip: ClipSpec) -> torch.Tensor:

@@ -160,6 +160,15 @@ def epic100_csvs(folder: Path) -> None:
     write_lines(folder / "EPIC_100_test_timestamps.csv", [EPIC_TEST_HEADER, test])
 
 
+def epic100_lists(folder: Path) -> None:
+    """The official lists of what is scored on its own: unseen participants, tail classes."""
+    write_lines(
+        folder / "EPIC_100_unseen_participant_ids_validation.csv", ["participant_id", "P02"]
+    )
+    write_lines(folder / "EPIC_100_tail_verbs.csv", ["verb", "1"])
+    write_lines(folder / "EPIC_100_tail_nouns.csv", ["noun", "2"])
+
+
 def write_run(folder: Path, name: str, **prepare: object) -> Run:
     """The project's own config of a dataset below `folder`, with another section `prepare`."""
     yaml = YAML(typ="safe", pure=True)

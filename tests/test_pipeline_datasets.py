@@ -17,6 +17,7 @@ from dataset_making import (
     K400_ROWS,
     SHARED,
     epic100_csvs,
+    epic100_lists,
     hmdb51,
     hmdb51_splits,
     k400_arranged,
@@ -368,6 +369,78 @@ def test_the_official_validation_segments_of_epic100(tmp_path: Path) -> None:
     assert (first.start_sec, first.stop_sec) == (0.0, 1.89)
     verb, noun = listing.classes["verb"], listing.classes["noun"]
     assert (verb[first.labels["verb"]], noun[first.labels["noun"]]) == ("take", "plate")
+
+
+def test_epic100_knows_unseen_participants_and_tail_classes(tmp_path: Path) -> None:
+    put_video(tmp_path / "P01_01.MP4")
+    epic100_csvs(tmp_path)
+    epic100_lists(tmp_path)
+    listing = list_epic100(tmp_path)
+    # By hand: verbs are 0, 1, 1 and nouns 2, 0, 1; the test segment has neither.
+    assert listing.subsets == {
+        "unseen": {"P02_101_0"},
+        "tail_verb": {"P01_01_1", "P02_101_0"},
+        "tail_noun": {"P01_01_0"},
+        "tail_action": {"P01_01_0", "P01_01_1", "P02_101_0"},
+    }
+    assert listing.notes == []
+    name = "EPIC_100_tail_nouns.csv"
+    (tmp_path / name).unlink()
+    listing = list_epic100(tmp_path)
+    assert listing.subsets.keys() == {"unseen", "tail_verb"}
+    (note,) = listing.notes
+    assert note == f"no {name} beside the annotations: its segments get no score of their own"
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("tail_verbs", "2", "line 3: verb is '2', expected one of the 2 classes, 0 to 1"),
+        ("tail_nouns", "tap", "line 3: noun is 'tap', expected one of the 3 classes, 0 to 2"),
+        (
+            "unseen_participant_ids_validation",
+            "P2",
+            "line 3: participant_id is 'P2', expected one as P01",
+        ),
+    ],
+)
+def test_a_bad_list_of_epic100_is_refused_by_line(
+    name: str, line: str, message: str, tmp_path: Path
+) -> None:
+    put_video(tmp_path / "P01_01.MP4")
+    epic100_csvs(tmp_path)
+    epic100_lists(tmp_path)
+    with (tmp_path / f"EPIC_100_{name}.csv").open("a") as file:
+        file.write(f"{line}\n")
+    assert message in refused(lambda: list_epic100(tmp_path))
+
+
+@shared
+def test_the_official_unseen_participants_and_tail_classes(tmp_path: Path) -> None:
+    """Counted by the columns of the CSV, those of `participant_id` too."""
+    put_video(tmp_path / "P01_11.MP4")
+    subsets = list_epic100(tmp_path, SHARED / "epic100").subsets
+
+    def cells(name: str, column: str) -> set[str]:
+        text = (SHARED / "epic100" / f"EPIC_100_{name}.csv").read_text()
+        return {row[column] for row in csv.DictReader(io.StringIO(text))}
+
+    unseen = cells("unseen_participant_ids_validation", "participant_id")
+    verbs, nouns = cells("tail_verbs", "verb"), cells("tail_nouns", "noun")
+    counted = dict.fromkeys(("unseen", "tail_verb", "tail_noun", "tail_action"), 0)
+    text = (SHARED / "epic100" / "EPIC_100_validation.csv").read_text()
+    for row in csv.DictReader(io.StringIO(text)):
+        counted["unseen"] += row["participant_id"] in unseen
+        counted["tail_verb"] += row["verb_class"] in verbs
+        counted["tail_noun"] += row["noun_class"] in nouns
+        counted["tail_action"] += row["verb_class"] in verbs or row["noun_class"] in nouns
+    assert {name: len(members) for name, members in subsets.items()} == counted
+    assert counted == {
+        "unseen": 1065,
+        "tail_verb": 1760,
+        "tail_noun": 1900,
+        "tail_action": 3105,
+    }
 
 
 @pytest.mark.parametrize(

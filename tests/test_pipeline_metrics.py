@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.metrics import joint_top_k, top_k
+from pipeline.metrics import joint_top_k, mean_of_views, top_k
 
 LOGITS = np.array(
     [
@@ -80,3 +80,30 @@ def test_joint_accuracy_of_one_head_is_plain() -> None:
     assert joint_top_k({"action": logits}, {"action": labels}, 1) == top_k(logits, labels, 1) == 0.5
     with pytest.raises(ValueError, match="no rows"):
         joint_top_k({"a": logits[:0], "b": logits[:0]}, {"a": labels[:0], "b": labels[:0]}, 1)
+
+
+def test_several_views_are_the_mean_of_their_probabilities() -> None:
+    logits = np.random.default_rng(0).normal(scale=4, size=(30, 11)).astype(np.float32)
+    expected = torch.softmax(torch.from_numpy(logits).double(), dim=1).mean(dim=0)
+    found = mean_of_views(logits)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.exp(found), expected.numpy(), atol=1e-7)
+    np.testing.assert_allclose(
+        np.exp(mean_of_views(logits[:1])), np.exp(logits[0]) / np.exp(logits[0]).sum(), rtol=1e-5
+    )
+
+
+def test_views_are_averaged_as_probabilities_and_not_as_logits() -> None:
+    """One view is sure of class 1, two lean to class 0: by probability 1 wins, by votes 0."""
+    probabilities = np.array([[0.05, 0.95], [0.6, 0.4], [0.6, 0.4]])
+    found = mean_of_views(np.log(probabilities))
+    np.testing.assert_allclose(np.exp(found), [1.25 / 3, 1.75 / 3], rtol=1e-6)
+
+
+def test_views_of_great_logits_and_broken_ones() -> None:
+    great = np.array([[1e4, 0.0, -1e4], [1e4, 0.0, -1e4]])
+    np.testing.assert_allclose(mean_of_views(great), [0.0, -1e4, -2e4])
+    assert np.isnan(mean_of_views(np.array([[0.0, 1.0], [np.nan, 1.0]]))).all()
+    assert top_k(mean_of_views(np.array([[np.inf, 0.0]]))[None], np.array([0]), 1) == 0.0
+    with pytest.raises(ValueError, match="no views"):
+        mean_of_views(np.zeros((0, 3)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from queue import Queue
 
@@ -37,7 +40,9 @@ def test_metrics_follow_from_the_answers(trained: Run) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     answers = pq.read_table(out / "answers.parquet").to_pydict()
     truth = np.array(answers["label"])
-    assert metrics["videos"] == 14
+    assert (metrics["videos"], metrics["protocol"], metrics["views"]) == (14, "centre", 1)
+    assert "subsets" not in metrics["student"]
+    assert "heads" not in metrics["student"]
     for role in ("vit", "cnn", "baseline", "student"):
         right = np.array(answers[f"{role}_answer"]) == truth
         assert metrics[role]["top1"] == pytest.approx(right.mean())
@@ -76,6 +81,24 @@ def test_a_split_without_a_readable_video_is_an_error(trained: Run) -> None:
         (Path(trained.prepare.root) / test.row(row).path).unlink()
     with pytest.raises(ValueError, match="not one of 14 videos"):
         evaluate(trained, device=CPU, workers=0, batch_size=4)
+
+
+def test_samples_of_before_there_were_subsets_are_scored(trained: Run) -> None:
+    trained.subsets_path.unlink()
+    evaluate(trained, device=CPU, workers=0, batch_size=4)
+    assert (trained.outputs / "evaluate" / "metrics.json").exists()
+
+
+def test_the_mean_of_three_splits_of_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text()
+    (command,) = re.findall(r"^(python -c \"import json.*?)\n```", page, re.DOTALL | re.MULTILINE)
+    for name, top1 in (("hmdb51", 0.5), ("hmdb51_split2", 0.625), ("hmdb51_split3", 0.75)):
+        path = tmp_path / "outputs" / name / "evaluate" / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"student": {"top1": top1}, "baseline": {"top1": 0.0}}))
+    bash = ["bash", "-c", command.replace("python", sys.executable, 1)]
+    done = subprocess.run(bash, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == 0.625
 
 
 def test_missing_students_name_the_file(mini: Run) -> None:

@@ -32,6 +32,8 @@ SPLITS = {
     "validation": "EPIC_100_validation.csv",
     "test": "EPIC_100_test_timestamps.csv",
 }
+UNSEEN = "EPIC_100_unseen_participant_ids_validation.csv"
+TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
 _ANNOTATION_FOLDERS = (
     "",
     "annotations",
@@ -54,6 +56,7 @@ _FRAMES = (
     "frames/{video}",
 )
 _FIRST_FRAME = "frame_0000000001.jpg"
+_PERSON = re.compile(r"P\d\d")
 _VIDEO_ID = re.compile(r"(P\d\d)_(\d\d\d?)")
 LOOKED_FOR = (
     "annotations: EPIC_100_train.csv or EPIC_100_validation.csv, with EPIC_100_verb_classes.csv "
@@ -99,7 +102,58 @@ def list_epic100(
     if not media.forms:
         raise nothing_fits("EPIC-KITCHENS-100", root, LOOKED_FOR)
     forms = ", ".join(sorted(media.forms))
-    return make_listing(f"CSVs in {shown(folder, root)}/, {forms}", classes, rows)
+    subsets, notes = _subsets(folder, classes, [row.sample for row in rows])
+    layout = f"CSVs in {shown(folder, root)}/, {forms}"
+    return make_listing(layout, classes, rows, notes, subsets)
+
+
+def _subsets(
+    folder: Path, classes: dict[str, list[str]], samples: list[Sample]
+) -> tuple[dict[str, set[str]], list[str]]:
+    """The parts that are scored on their own, and a sentence for each list that is not there.
+
+    `unseen` are the validation segments of participants without a training video; `tail_verb` and
+    `tail_noun` those whose verb, or noun, is one of the listed rare classes; `tail_action` those of
+    which either is: `compute_metrics` of
+    https://github.com/epic-kitchens/C1-Action-Recognition/blob/master/utils/metrics.py.
+
+    Raises:
+        DatasetError: a list names what is no participant or no class.
+    """
+    subsets: dict[str, set[str]] = {}
+    absent = [name for name in (UNSEEN, *TAIL.values()) if not (folder / name).is_file()]
+    if UNSEEN not in absent:
+        people = _participants(folder / UNSEEN)
+        subsets["unseen"] = {
+            sample.sample_id
+            for sample in samples
+            if sample.split == "validation" and sample.sample_id.partition("_")[0] in people
+        }
+    for head, name in TAIL.items():
+        if name not in absent:
+            rare = {
+                class_index(number, place, head, len(classes[head]))
+                for place, (number,) in read_csv(folder / name, [head])
+            }
+            subsets[f"tail_{head}"] = {
+                sample.sample_id for sample in samples if sample.labels.get(head) in rare
+            }
+    if not {*TAIL.values()} & {*absent}:
+        subsets["tail_action"] = subsets["tail_verb"] | subsets["tail_noun"]
+    lost = [
+        f"no {name} beside the annotations: its segments get no score of their own"
+        for name in absent
+    ]
+    return subsets, lost
+
+
+def _participants(path: Path) -> set[str]:
+    people = set()
+    for place, (person,) in read_csv(path, ["participant_id"]):
+        if _PERSON.fullmatch(person) is None:
+            raise DatasetError(f"{place}: participant_id is {person!r}, expected one as P01")
+        people.add(person)
+    return people
 
 
 def _annotation_folders(root: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -48,12 +48,14 @@ class Listing:
         classes: class names by head, in index order.
         rows: every sample that is listed, in the order of the annotations.
         notes: what else a user should know, one sentence each.
+        subsets: by name, the ids of samples that are scored on their own too.
     """
 
     layout: str
     classes: Mapping[str, list[str]]
     rows: list[Listed]
     notes: list[str] = field(default_factory=list)
+    subsets: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def make_listing(
@@ -61,6 +63,7 @@ def make_listing(
     classes: Mapping[str, list[str]],
     rows: Iterable[Listed],
     notes: Iterable[str] = (),
+    subsets: Mapping[str, Collection[str]] | None = None,
 ) -> Listing:
     """A listing whose ids are unique: a row that is listed again word for word is dropped.
 
@@ -81,7 +84,7 @@ def make_listing(
             )
         repeated += 1
     again = [f"rows that repeat another, and do not count: {repeated:,}"] if repeated else []
-    return Listing(layout, classes, list(first.values()), [*notes, *again])
+    return Listing(layout, classes, list(first.values()), [*notes, *again], subsets or {})
 
 
 def _described(sample: Sample) -> str:
