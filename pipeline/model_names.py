@@ -37,7 +37,12 @@ class UnknownModelError(ValueError):
 
 def nearest_names(name: str) -> str:
     """The names that look like a wrong one, or all."""
-    near = difflib.get_close_matches(name, MODEL_NAMES, n=3, cutoff=0.3)
+    wanted = name.lower()
+    if wanted == TIMM:
+        return f"{TIMM}<an image model>"
+    short = {known.partition("/")[2]: known for known in MODEL_NAMES}
+    near = difflib.get_close_matches(wanted, [*MODEL_NAMES, *short], n=3, cutoff=0.5)
+    near = list(dict.fromkeys(short.get(each, each) for each in near))
     return ", ".join(near or [*sorted(MODEL_NAMES), f"{TIMM}<an image model>"])
 
 

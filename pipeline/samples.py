@@ -7,6 +7,7 @@ split has no labels) per head. The file's metadata holds the dataset's name and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -100,6 +101,11 @@ class Samples:
         """The given rows, in the given order."""
         indices = pa.array(rows, type=pa.int64())
         return Samples(self.dataset, self.classes, self.table.take(indices))
+
+    def digest(self) -> str:
+        """Sha256 over classes, ids, paths, stretches and labels, in order; the split is no part."""
+        rows = self.table.drop_columns(["split"]).to_pylist()
+        return hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
 
     def row(self, index: int) -> Sample:
         """One row."""

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import Recipe
+from pipeline.config import Precision, Recipe
 from pipeline.mixing import mix_clips
 from pipeline.models import Features, VideoModel
 from pipeline.objective import NO_LABEL, Batch, Method, TrainingError, loss_terms, total_loss
@@ -152,10 +152,13 @@ def steps_in_epoch(rows: int, batch_size: int) -> int:
 
 
 @torch.inference_mode()
-def predict(model: VideoModel, clips: Tensor) -> dict[str, Tensor]:
+def predict(model: VideoModel, clips: Tensor, precision: Precision = "fp32") -> dict[str, Tensor]:
     """Logits by head of clips (B, T, H, W, 3) uint8, in evaluation mode."""
     model.eval()
-    return model.split_heads(model(normalise(clips, model.clip)))
+    bf16 = uses_bf16(precision, clips.device)
+    with torch.autocast(clips.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(normalise(clips, model.clip))
+    return model.split_heads(logits.float())
 
 
 class _ClassMeans:

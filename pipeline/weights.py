@@ -174,9 +174,9 @@ def _about_the_head(
     wanted = model.net.state_dict()
     misshapen = [key for key in wanted if key not in given or given[key].shape != wanted[key].shape]
     head = head_keys(model) if misshapen or problems else set()
-    if problems or not head.isdisjoint(misshapen):
+    if problems or (misshapen and head.issuperset(misshapen)):
         problems.append(
-            f"where only the head does not fit ({shown(sorted(head))}): `new_head: true` in the "
+            f"only the head does not fit ({shown(sorted(head))}): `new_head: true` in the "
             "teacher's section of the config puts a new one in its place, for `dualkd teach "
             "--train` to train"
         )

@@ -100,25 +100,30 @@ def _wanted(run: Run, options: Options) -> Wanted:
 
 
 def _pass_gate(options: Options, wanted: Wanted) -> dict[str, Any]:
-    """Score the teachers of whom the cache has nothing yet: the others passed when it was made."""
+    """Score the teachers that the cache does not know as scored; they are of its identity."""
     models = wanted.networks.teachers.by_role() | dict(wanted.networks.added)
-    samples = len(wanted.first_samples)
+    rows = len(wanted.first_samples) * options.views
     if is_cache(options.out):
         stored = open_cache(options.out)
-        samples = stored.num_samples
-        models = {
-            name: model for name, model in wanted.networks.added.items() if name not in stored.added
-        }
-    if not models:
+        samples = stored.num_samples + len(wanted.new_samples(stored))
+        made = 0 if wanted.networks.added.keys() - stored.added.keys() else _rows_made(stored)
+        rows = samples * options.views - made
+        passed = stored.provenance.get("accuracy", {})
+        models = {name: model for name, model in models.items() if name not in passed}
+    if not models or rows <= 0:
         return {}
     return check_teachers(
         wanted.run,
         wanted.table,
         models,
-        rows=samples * options.views,
+        rows=rows,
         workers=options.workers,
         batch_size=options.batch_size,
     )
+
+
+def _rows_made(stored: TeacherCache) -> int:
+    return int((stored.status != Status.MISSING).sum())
 
 
 def _pending(writer: CacheWriter, options: Options, wanted: Wanted) -> list[PendingChunk]:

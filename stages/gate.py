@@ -58,6 +58,8 @@ def check_teachers(
     the evaluation split (of those to be extracted where it has none), as many as the config says,
     and at most a tenth of the run. A short run is not held up: nothing is scored then.
 
+    With fewer than 50 videos accuracy says too little, and is only shown.
+
     Args:
         run: the config.
         table: the samples table.
@@ -76,9 +78,10 @@ def check_teachers(
         stages.scoring.ScoringError: not one video of the subset can be read.
     """
     problems = _wrong_classes(run, table)
-    known = _scores_of_teach(run, models)
+    known = _scores_of_teach(run, table, models)
     unknown = {name: model for name, model in models.items() if name not in known}
     count = min(run.extract.gate.samples, rows // _PART)
+    hints = {}
     if unknown and count >= _LEAST:
         subset = _subset(run, table, count)
         split = "/".join(subset.splits())
@@ -88,6 +91,7 @@ def check_teachers(
             subset,
             workers,
             batch_size,
+            precision=run.extract.precision,
             what="scoring the teachers",
         )
         for name in unknown:
@@ -98,25 +102,25 @@ def check_teachers(
             }
             problems += _not_logits(name, scored)
         hints = {name: _hint(scored, name) for name in unknown}
-    else:
-        hints = {}
-        if unknown and run.extract.gate.samples:
-            console.print(f"{', '.join(unknown)}: not scored before this short run of {rows} rows")
-    for name, figures in known.items():
-        problems += _far_below(run, table, name, models[name], figures, hints.get(name))
+    elif unknown and run.extract.gate.samples:
+        console.print(f"{', '.join(unknown)}: not scored before this short run of {rows} rows")
+    if run.extract.gate.samples:
+        for name, figures in known.items():
+            problems += _far_below(run, table, name, models[name], figures, hints.get(name))
+    if problems and run.extract.gate.enforce:
+        raise GateError("\n".join([*problems, _WAY_OUT.format(run.name)]))
     if problems:
-        message = "\n".join([*problems, _WAY_OUT.format(run.name)])
-        if run.extract.gate.enforce:
-            raise GateError(message)
-        console.print(f"going on all the same, as extract.gate.enforce is false: {message}")
+        console.print(
+            "\n".join([*problems, "Going on all the same: extract.gate.enforce is false"])
+        )
     return known
 
 
 _CAUSES = """\
   Likely causes:
   - the class order: label i of the samples table must be output i of the teacher
-  - the preprocessing: `dualkd models` shows frames, stride and size; mean, std and colour order
-    must be those that the weights were trained with
+  - the preprocessing: `dualkd models --json NAME` shows frames, stride, size, mean and std, which
+    must be those that the weights were trained with, as must the order of the colours
   - the weights: of another dataset, or with a head that was never trained (`dualkd teach` does)"""
 _WAY_OUT = (
     "Nothing was extracted. Mend the teachers in configs/{}.yaml; or `extract.gate: "
@@ -124,18 +128,22 @@ _WAY_OUT = (
 )
 
 
-def _scores_of_teach(run: Run, models: Mapping[str, VideoModel]) -> dict[str, dict[str, Any]]:
-    """What `teach` measured of these very weights, by name."""
+def _scores_of_teach(
+    run: Run, table: Samples, models: Mapping[str, VideoModel]
+) -> dict[str, dict[str, Any]]:
+    """What `teach` measured of these very weights on samples that are the same today, by name."""
     path = run.outputs / "teach.json"
-    scores = json.loads(path.read_text()) if path.exists() else {}
-    return {
-        name: {
-            "split": run.evaluate.split,
-            **{figure: scores[name][figure] for figure in ("videos", "top1", "top5")},
-        }
-        for name, model in models.items()
-        if name in scores and scores[name]["weights_sha256"] == weights_digest(model.net)
-    }
+    if not path.exists() or run.evaluate.split not in table.splits():
+        return {}
+    scores = json.loads(path.read_text())
+    digest = labelled(table.of_splits([run.evaluate.split])).digest()
+    known = {}
+    for name, model in models.items():
+        score = scores.get(name, {})
+        measured = score.get("samples_sha256"), score.get("weights_sha256")
+        if measured == (digest, weights_digest(model.net)):
+            known[name] = {figure: score[figure] for figure in ("split", "videos", "top1", "top5")}
+    return known
 
 
 def _subset(run: Run, table: Samples, count: int) -> Samples:
@@ -149,17 +157,22 @@ def _subset(run: Run, table: Samples, count: int) -> Samples:
 
 
 def _wrong_classes(run: Run, table: Samples) -> list[str]:
-    """Published weights answer their makers' classes, in their order."""
+    """Published weights answer their makers' classes, in their order.
+
+    So do those of a file that is not ours, where the classes are Kinetics-400's in another order.
+    """
     problems = []
     for name, teacher in run.teachers.items():
-        theirs = published_classes(teacher.model) if teacher.weights == PUBLISHED else None
+        theirs = published_classes(teacher.model)
         ours = next(iter(table.classes.values()))
         if theirs is None or [_plain(one) for one in ours] == [_plain(one) for one in theirs]:
+            continue
+        if teacher.weights != PUBLISHED and (_facts(teacher.weights) or not _are_kinetics(ours)):
             continue
         pairs = zip(ours, theirs, strict=False)
         first = next((n for n, (a, b) in enumerate(pairs) if _plain(a) != _plain(b)), len(ours))
         problems.append(
-            f"{name}: the published weights of {teacher.model} answer the {len(theirs)} classes of "
+            f"{name}: published weights of {teacher.model} answer the {len(theirs)} classes of "
             f"Kinetics-400 in alphabetical order; the samples table has others: class {first} is "
             f"{_at(theirs, first)} for the teacher and {_at(ours, first)} in the table"
         )
@@ -169,6 +182,22 @@ def _wrong_classes(run: Run, table: Samples) -> list[str]:
 def _plain(name: str) -> str:
     """A class name as lists of it agree: mmaction2 writes underscores, the CSVs quotes."""
     return name.strip().strip('"').replace("_", " ").lower()
+
+
+def _are_kinetics(names: Sequence[str]) -> bool:
+    """Whether classes are the 400 official ones, in whatever order."""
+    return {_plain(one) for one in names} == {_plain(one) for one in kinetics_classes()}
+
+
+def _facts(weights: str) -> dict[str, str]:
+    """The metadata of weights that `teach` wrote; nothing of others, and of published ones."""
+    if weights == PUBLISHED:
+        return {}
+    try:
+        metadata = read_facts(Path(weights))
+    except WeightsError:  # a state dict of others
+        return {}
+    return metadata if "heads" in metadata else {}
 
 
 def _at(names: Sequence[str], index: int) -> str:
@@ -200,17 +229,11 @@ def _hint(scored: Scored, name: str) -> str:
 
 def _expected(run: Run, table: Samples, name: str, model: VideoModel) -> Expected | None:
     """What its makers published, or what was measured when it was trained."""
-    source = run.teachers[name].weights
-    if source != PUBLISHED:
-        try:
-            facts = json.loads(read_facts(Path(source)).get("facts", "{}"))
-        except (WeightsError, ValueError):  # a state dict of others
-            facts = {}
-        if "top1" in facts:
-            return Expected(float(facts["top1"]), f"measured on {facts.get('validation')}")
+    facts = json.loads(_facts(run.teachers[name].weights).get("facts", "{}"))
+    if "top1" in facts:
+        return Expected(float(facts["top1"]), f"measured on {facts.get('validation')}")
     published = model_entry(model.name).published
-    ours = [_plain(one) for one in next(iter(table.classes.values()))]
-    if published is None or ours != [_plain(one) for one in kinetics_classes()]:
+    if published is None or not _are_kinetics(next(iter(table.classes.values()))):
         return None
     return Expected(published.top1, "published, of several views")
 
@@ -234,6 +257,8 @@ def _far_below(
         f"{figures['split']} ({against})"
     )
     console.print(line)
+    if videos < _LEAST:
+        return []
     chance = 1 / math.prod(table.heads.values())
     if expected is None:
         bound = chance + _SIGMAS * math.sqrt(chance * (1 - chance) / videos)

@@ -69,6 +69,7 @@ def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Sam
     found = account.describe(listing, root=section.root, probed=probe)
     if isinstance(section, PrepareFigures):
         found["videos_sha256"] = videos_sha256(Path(section.root), samples)
+    (Path("configs") / run.name).mkdir(parents=True, exist_ok=True)  # for weights; see dvc.yaml
     write_csv(run.outputs / "missing.csv", account.not_found(listing))
     write_json(run.outputs / "prepare.json", found)
     write_subsets(samples, listing.subsets, run.subsets_path)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.clips import ClipDataset, Read, Request, in_batches, iterate
+from pipeline.config import Precision
 from pipeline.metrics import joint_top_k, mean_of_views
 from pipeline.models import VideoModel
 from pipeline.protocols import CENTRE, Protocol, ProtocolViews
@@ -98,6 +99,7 @@ def score(
     batch_size: int,
     *,
     protocol: Protocol = CENTRE,
+    precision: Precision = "fp32",
     what: str = "evaluating",
 ) -> Scored:
     """Run models over the same views of labelled samples, each cut as its makers evaluated it.
@@ -112,6 +114,7 @@ def score(
         workers: processes that decode.
         batch_size: clips in one forward pass.
         protocol: which views; by default the single one in the centre.
+        precision: what the networks compute in.
         what: what the progress bar says.
 
     Raises:
@@ -141,7 +144,7 @@ def score(
             which = specs.index(model.clip)
             clips = np.concatenate([read.clips.clips[which] for read in good if read.clips])
             started = time.perf_counter()
-            answer = _answers(model, clips, batch_size)
+            answer = _answers(model, clips, batch_size, precision)
             scored.seconds[role] += time.perf_counter() - started
             for head, of_head in answer.items():
                 logits[role][head].append(_by_sample(of_head, _views(good), protocol))
@@ -168,13 +171,13 @@ def _views(reads: Sequence[Read]) -> list[int]:
 
 
 def _answers(
-    model: VideoModel, clips: NDArray[np.uint8], batch_size: int
+    model: VideoModel, clips: NDArray[np.uint8], batch_size: int, precision: Precision
 ) -> dict[str, NDArray[np.float32]]:
     """Logits by head (B, K) of clips (B, T, H, W, 3), `batch_size` at a time."""
     parts: dict[str, list[NDArray[np.float32]]] = {head: [] for head in model.heads}
     for start in range(0, len(clips), batch_size):
         part = torch.from_numpy(clips[start : start + batch_size]).to(_device(model))
-        for head, logits in predict(model, part).items():
+        for head, logits in predict(model, part, precision).items():
             parts[head].append(logits.float().cpu().numpy())
     return {head: np.concatenate(of_head) for head, of_head in parts.items()}
 

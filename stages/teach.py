@@ -46,12 +46,14 @@ def teach(
     test = labelled(samples.of_splits([run.evaluate.split]))
     models = load_teachers(run, samples, device).by_role() | load_added(run, samples, device)
     scored = score(models, Path(run.prepare.root), test, workers, batch_size=32)
-    scores, videos = {}, len(scored.rows)
+    scores, videos, digest = {}, len(scored.rows), test.digest()
     for role, model in models.items():
         scores[role] = {
             "model": model.name,
             "weights_sha256": weights_digest(model.net),
             **scored.accuracies(role),
+            "split": run.evaluate.split,
+            "samples_sha256": digest,
             "videos": videos,
             "unreadable": len(test) - videos,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from pipeline.clips import ClipDataset, DrawnViews, Read, Request, central_view, in_batches, iterate
+from pipeline.clips import ClipDataset, DrawnViews, Read, Request, iterate
 from pipeline.config import Run, Teacher, TeacherRecipe
 from pipeline.mixing import draw_mix
 from pipeline.models import VideoModel, create_model
@@ -24,11 +23,12 @@ from pipeline.objective import LABELS_ONLY, NO_LABEL, Batch, Method
 from pipeline.optimising import Training, start_training, uses_bf16
 from pipeline.resuming import Past, load_checkpoint, save_checkpoint
 from pipeline.samples import Samples
-from pipeline.training import epoch_batches, predict, steps_in_epoch, train
+from pipeline.training import epoch_batches, steps_in_epoch, train
 from pipeline.views import ViewRule
 from pipeline.weights import load_weights, save_weights, weights_digest
 from stages.files import write_bytes, write_csv, write_text
 from stages.progress import console, meter
+from stages.scoring import labelled, score
 
 
 class TeachError(ValueError):
@@ -67,11 +67,6 @@ class Labelled:
             .astype(np.int64)
             for head in self.samples.heads
         }
-
-    def digest(self) -> str:
-        """Sha256 over ids, paths, stretches and labels, in order."""
-        rows = self.samples.table.drop_columns(["split"]).to_pylist()
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 class _Feed:
@@ -140,7 +135,8 @@ def train_teacher(
     Raises:
         pipeline.resuming.CheckpointError: the checkpoint belongs to another training.
         pipeline.objective.TrainingError: the loss is not finite, or an option does not fit.
-        TeachError: not one video of the validation split can be read.
+        stages.scoring.ScoringError: not one video of the validation split has all labels, or can be
+            read.
     """
     teacher: Teacher = getattr(run.teach, role)
     recipe, out = teacher.train, run.outputs / "teach" / role
@@ -176,7 +172,7 @@ def train_teacher(
         ):
             record: dict[str, Any] = {"epoch": log.epoch, **log.record}
             if validation is not None:
-                record["top1"] = _score(training.result, validation, device, workers)
+                record["top1"] = _top1(training.result, validation, workers)
             record["seconds"] = time.perf_counter() - started
             started = time.perf_counter()
             console.print(f"{role} epoch {log.epoch}: {json.dumps(record)}")
@@ -225,8 +221,9 @@ def _belongs_to(
         "first_weights_sha256": weights_digest(model.net),
         "seed": run.teach.seed,
         "scale": list(run.teach.scale),
-        "samples": {"count": len(source.samples), "sha256": source.digest()},
-        "validation": validation and {"split": run.teach.validation, "sha256": validation.digest()},
+        "samples": {"count": len(source.samples), "sha256": source.samples.digest()},
+        "validation": validation
+        and {"split": run.teach.validation, "sha256": validation.samples.digest()},
         "train": recipe,
         "bf16": uses_bf16(teacher.train.precision, device),
     }
@@ -251,33 +248,11 @@ def _write_logs(out: Path, past: Past) -> None:
     write_csv(out.with_name(f"{out.name}.csv"), pa.Table.from_pylist(past.records))
 
 
-def _score(model: VideoModel, scored: Labelled, device: torch.device, workers: int) -> float:
-    """Top-1 on the single centre view, the mean over heads, each over its labelled samples.
-
-    Raises:
-        TeachError: a head has no sample that can be read.
-    """
-    dataset, labels = ClipDataset(scored.root, scored.samples, [model.clip]), scored.labels()
-    hits: dict[str, list[NDArray[np.bool_]]] = {head: [] for head in labels}
-    requests: list[Request] = [(row, central_view) for row in range(len(scored.samples))]
-    for reads in iterate(dataset, in_batches(requests, 32), workers):
-        good = _readable(reads, "validation")
-        if not good:
-            continue
-        rows = np.array([read.row for read in good])
-        for head, logits in predict(model, torch.from_numpy(_clips(good)).to(device)).items():
-            truth = labels[head][rows]
-            answers = logits.float().cpu().numpy().argmax(axis=1)
-            hits[head].append((answers == truth)[truth != NO_LABEL])
-    means = []
-    for head, of_head in hits.items():
-        right = np.concatenate([np.zeros(0, bool), *of_head])
-        if not len(right):
-            raise TeachError(
-                f"not one video of the validation split with a label of {head!r} can be read"
-            )
-        means.append(right.mean())
-    return float(np.mean(means))
+def _top1(model: VideoModel, validation: Labelled, workers: int) -> float:
+    """On the single centre view, as `evaluate` and the gate count it: of all heads together."""
+    samples = labelled(validation.samples)
+    scored = score({"it": model}, validation.root, samples, workers, 32, what="validating")
+    return float(scored.accuracies("it")["top1"])
 
 
 def _readable(reads: list[Read], where: str) -> list[Read]:

@@ -1,9 +1,10 @@
-"""The paper's two pairs at full size through the whole chain: real clips, random weights."""
+"""The configs of the paper's pairs at full size: stretches of real clips, random weights."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from cache import open_cache
-from chain_making import options, write_config
+from chain_making import options
 from pipeline.config import Run
+from pipeline.config_file import load_config
 from pipeline.models import create_model, model_entry
 from pipeline.published import kinetics_classes
 from pipeline.samples import Sample, build_samples, write_samples
@@ -26,6 +28,7 @@ from stages.extract import extract
 from stages.teachers import features
 from video_making import write_video
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
 GRID = (8, 7, 7)  # of both teachers' maps: the projection wants more vectors than channels
 # Millions of parameters, 10⁹ multiply-adds of one clip of the network's own size.
@@ -37,12 +40,13 @@ PUBLISHED = {
 
 
 class Pair(NamedTuple):
-    """Two teachers and their student.
+    """A config, and what it should name: two teachers and their student.
 
     `stored` says whether the student's clips are cached or decoded; `samples` are as many as the
     projection needs, and the student is trained on three of them.
     """
 
+    config: str
     vit: str
     cnn: str
     student: str
@@ -53,6 +57,7 @@ class Pair(NamedTuple):
 
 PAIRS = [
     Pair(
+        "k400",
         "torchvision/mvit_v2_s",
         "pytorchvideo/x3d_m",
         "pytorchvideo/x3d_s",
@@ -61,6 +66,7 @@ PAIRS = [
         precision="fp32",
     ),
     Pair(
+        "k400_slowfast",
         "torchvision/mvit_v2_s",
         "pytorchvideo/slowfast_r101",
         "pytorchvideo/slowfast_r50",
@@ -72,38 +78,46 @@ PAIRS = [
 
 
 def full_size(folder: Path, pair: Pair) -> Run:
-    """The miniature run with the networks of a pair, on stretches of real clips."""
-    run = write_config(
-        folder,
-        ("torchvision/mvit_tiny", pair.vit),
-        ("pytorchvideo/x3d_tiny", pair.cnn),
-        ("student: pytorchvideo/x3d_nano", f"student: {pair.student}"),
-        ("clips: [pytorchvideo/x3d_nano]", f"clips: [{pair.student if pair.stored else ''}]"),
-        ("dim: 4, grid: [4, 2, 2]", f"dim: 64, grid: {list(GRID)}"),
-        (
-            "samples: 14, seed: 0}",
-            f"samples: {pair.samples}, seed: 0}}\n  precision: {pair.precision}",
-        ),
-        ("dropout: 0.1}", f"dropout: 0.1, precision: {pair.precision}}}"),
-        ("views: {count: 2", "views: {count: 1"),
-        ("scale: [0.7, 1.0], span_sec: 1.4", "scale: [0.5, 1.0], span_sec: 2.0"),
-        ("temperature: 2.0", f"temperature: 2.0\n  fraction: {3 / pair.samples}"),
-    )
+    """The pair's own config, made small: few samples of one view, one epoch, weights of a file."""
+    text = (CONFIGS / f"{pair.config}.yaml").read_text(encoding="utf-8")
+    for old, new in (
+        (r"weights: published", "weights: {role}.safetensors"),
+        (r"count: 4", "count: 1"),
+        (r"grid: \[2, 7, 7\]", f"grid: {list(GRID)}"),
+        (r"samples: 2048", f"samples: {pair.samples}"),
+        (r"clips: \[\]", f"clips: [{pair.student if pair.stored else ''}]"),
+        (r"chunk_samples: 1024", "chunk_samples: 2"),
+        (r"precision: bf16", f"precision: {pair.precision}"),
+        (r"epochs: 60, batch_size: 64", "epochs: 1, batch_size: 3"),
+        (r"precision: auto}\n  weights: {kd", f"precision: {pair.precision}}}\n  weights: {{kd"),
+        (r"temperature: 2.0", f"temperature: 2.0\n  fraction: {3 / pair.samples}"),
+        (r"protocol: 10x3", "protocol: centre"),
+    ):
+        assert re.search(old, text), old
+        roles = iter(("vit", "cnn"))
+        text = re.sub(old, lambda _: new.replace("{role}", next(roles, "")), text)  # noqa: B023
+    path = folder / "configs" / f"{pair.config}.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    run = load_config(path)
+    assert (run.teach.vit.model, run.teach.cnn.model) == (pair.vit, pair.cnn)
+    assert run.distill.student == pair.student
     classes = list(kinetics_classes())
     label = classes.index("arm wrestling")
-    starts = np.linspace(0, 7, pair.samples + 1)  # of ten seconds
     rows = [
-        Sample(f"clip-{start}", "clip.mp4", "train", {"action": label}, start, start + 3)
-        for start in starts[1:].tolist()
-    ]
-    rows.append(Sample("clip", "clip.mp4", "test", {"action": label}))
+        Sample(f"{name}-{start}", name, "train", {"action": label}, start, start + 3)
+        for name, start in list(zip(("a.mp4", "b.avi") * 3, (0, 0.5, 3, 1, 6, 2), strict=True))
+    ][: pair.samples]
+    rows.append(Sample("whole", "a.mp4", "val", {"action": label}))
     root = Path(run.prepare.root)
     root.mkdir(parents=True)
-    real = CLIPS / "arm_wrestling.mp4"
-    if real.exists():
-        (root / "clip.mp4").symlink_to(real)
-    else:
-        write_video(root / "clip.mp4", frames=280, rate=28, size=(340, 256))
+    real = {"a.mp4": CLIPS / "arm_wrestling.mp4", "b.avi": CLIPS / "mpeg4_25fps.avi"}
+    for name, clip in real.items():
+        if clip.exists():
+            (root / name).symlink_to(clip)
+        else:  # of their form
+            codec = "libx264" if name == "a.mp4" else "mpeg4"
+            write_video(root / name, codec=codec, frames=260, rate=28, size=(340, 256))
     write_samples(build_samples("k400", {"action": classes}, rows), run.samples_path)
     for teacher in (run.teach.vit, run.teach.cnn):
         torch.manual_seed(0)
@@ -127,7 +141,7 @@ def run_chain(run: Run, device: torch.device) -> None:
 def check_chain(run: Run, pair: Pair) -> None:
     """What must be true of a pair's cache, student and metrics."""
     cache = open_cache(run.cache_path)
-    vit, cnn, student = (create_model(name, 400) for name in pair[:3])
+    vit, cnn, student = (create_model(name, 400) for name in (pair.vit, pair.cnn, pair.student))
     fields = {name: field.shape for name, field in cache.fields.items()}
     assert fields["vit/logits/action"] == fields["cnn/logits/action"] == (400,)
     assert fields["vit/pooled"] == (768,) == (vit.pooled_channels,)

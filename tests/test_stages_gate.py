@@ -13,14 +13,16 @@ import torch
 from torch import nn
 
 import stages.gate
+from cache import open_cache
 from chain_making import options, write_config, write_teachers
 from pipeline.config import Run
 from pipeline.models import VideoModel, create_model, model_entry
 from pipeline.published import kinetics_classes
-from pipeline.samples import Sample, Samples, build_samples, read_samples
+from pipeline.samples import Sample, Samples, build_samples, read_samples, write_samples
 from pipeline.weights import load_weights, save_weights, weights_digest
 from stages.extract import extract
 from stages.gate import GateError, check_teachers
+from stages.teach import teach
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo"
@@ -29,6 +31,12 @@ TRAINED = (
     ("configs/mini/vit.safetensors", str(DEMO / "vit.safetensors")),
     ("configs/mini/cnn.safetensors", str(DEMO / "cnn.safetensors")),
 )
+
+
+@pytest.fixture(autouse=True)
+def fourteen_videos_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The miniature has no more."""
+    monkeypatch.setattr(stages.gate, "_LEAST", 14)
 
 
 def teachers(run: Run) -> dict[str, VideoModel]:
@@ -79,12 +87,12 @@ def test_told_otherwise_it_says_so_and_goes_on(
         Path.cwd(), ("max_failed_share: 0.5", "max_failed_share: 0.5\n  gate: {enforce: false}")
     )
     assert set(check(run, teachers(run))) == {"vit", "cnn"}
-    assert "going on all the same" in " ".join(capsys.readouterr().err.split())
+    assert "Going on all the same" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_short_run_is_not_held_up(mini: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages.gate, "score", no_score)
-    assert check(mini, teachers(mini), rows=499) == {}
+    assert check(mini, teachers(mini), rows=139) == {}
 
 
 def test_nothing_is_scored_where_the_config_says_so(
@@ -94,24 +102,36 @@ def test_nothing_is_scored_where_the_config_says_so(
     run = write_config(
         Path.cwd(), ("max_failed_share: 0.5", "max_failed_share: 0.5\n  gate: {samples: 0}")
     )
-    assert check(run, teachers(run)) == {}
+    models = teachers(run)
+    assert check(run, models) == {}
+    write_scores(run, models, top1=0.0)
+    assert check(run, models)["vit"]["top1"] == 0  # known, and not judged
 
 
-def test_what_teach_measured_of_these_weights_counts_and_of_others_does_not(
-    mini: Run, monkeypatch: pytest.MonkeyPatch
+def write_scores(
+    run: Run, models: dict[str, VideoModel], *, top1: float, videos: int = 600
 ) -> None:
-    models = teachers(mini)
+    """What `teach` leaves."""
+    table = read_samples(run.samples_path)
     scores = {
         role: {
             "weights_sha256": weights_digest(model.net),
-            "top1": 0.9,
+            "samples_sha256": table.of_splits([run.evaluate.split]).digest(),
+            "split": run.evaluate.split,
+            "top1": top1,
             "top5": 1.0,
-            "videos": 600,
+            "videos": videos,
         }
         for role, model in models.items()
     }
-    path = mini.outputs / "teach.json"
-    path.write_text(json.dumps(scores))
+    (run.outputs / "teach.json").write_text(json.dumps(scores))
+
+
+def test_what_teach_measured_of_these_weights_on_these_labels_counts(
+    mini: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = teachers(mini)
+    write_scores(mini, models, top1=0.9)
     with monkeypatch.context() as patch:
         patch.setattr(stages.gate, "score", no_score)
         assert check(mini, models)["vit"] == {
@@ -120,10 +140,55 @@ def test_what_teach_measured_of_these_weights_counts_and_of_others_does_not(
             "top1": 0.9,
             "top5": 1.0,
         }
-    scores["cnn"]["weights_sha256"] = "0" * 64
-    path.write_text(json.dumps(scores))
+    with torch.no_grad():
+        next(models["cnn"].parameters()).add_(1e-3)
     with pytest.raises(GateError, match=r"cnn .*no better than chance"):
         check(mini, models)
+
+
+def test_what_teach_measured_on_other_labels_does_not_count(mini: Run) -> None:
+    models = teachers(mini)
+    write_scores(mini, models, top1=0.9)
+    samples = read_samples(mini.samples_path)
+    classes = {"action": [*samples.classes["action"][1:], "zbow"]}  # a renamed class comes last
+    rows = [samples.row(row) for row in range(len(samples))]
+    write_samples(build_samples("mini", classes, rows), mini.samples_path)
+    with pytest.raises(GateError, match=r"no better than chance"):
+        check(mini, models)
+
+
+def test_teach_leaves_what_the_gate_reads(mini: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_config(Path.cwd(), *TRAINED)
+    teach(run, train_them=False, only=None, device=torch.device("cpu"), workers=0)
+    monkeypatch.setattr(stages.gate, "score", no_score)
+    assert check(run, teachers(run))["vit"]["videos"] == 14
+
+
+@pytest.mark.parametrize("top1", [0.0, 0.5, 1.0])
+def test_few_videos_are_shown_and_never_judged(mini: Run, top1: float) -> None:
+    """Of six videos of two classes, all right is what chance does once in 64 times."""
+    models = teachers(mini)
+    write_scores(mini, models, top1=top1, videos=13)
+    assert check(mini, models)["cnn"]["top1"] == top1
+
+
+def test_a_trial_of_few_samples_is_no_way_around_the_gate(mini: Run) -> None:
+    write_teachers(mini)
+    extract(mini, replace(options(mini), out=Path("trial")))
+    with pytest.raises(GateError, match=r"no better than chance"):
+        extract(mini, replace(options(mini, views=14), out=Path("trial")))
+    assert open_cache(Path("trial")).num_views == 2
+
+
+def test_teachers_that_passed_are_not_scored_again(
+    mini: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_config(Path.cwd(), *TRAINED)
+    extract(run, replace(options(run, views=10), out=Path("passed")))
+    accuracy = open_cache(Path("passed")).provenance["accuracy"]
+    assert accuracy["vit"]["videos"] == 14
+    monkeypatch.setattr(stages.gate, "score", no_score)
+    extract(run, replace(options(run, views=20), out=Path("passed")))
 
 
 def rolled(model: VideoModel) -> None:
@@ -216,6 +281,27 @@ def test_published_weights_want_the_official_class_order(published: Run) -> None
         check_teachers(published, kinetics_table(names[:-1]), {}, rows=0, workers=0, batch_size=1)
 
 
+def test_so_does_a_file_that_teach_did_not_write(mini: Run) -> None:
+    model = create_model("pytorchvideo/x3d_xs", 400)
+    torch.save(model.net.state_dict(), "X3D_XS.pth")
+    save_weights(model, Path("ours.safetensors"), {})
+    names = kinetics_classes()
+    swapped = kinetics_table((*names[:5], names[6], names[5], *names[7:]))
+    for file, fine in (("X3D_XS.pth", False), ("ours.safetensors", True)):
+        run = write_config(
+            Path.cwd(),
+            (
+                "pytorchvideo/x3d_tiny, weights: configs/mini/cnn.safetensors",
+                f"pytorchvideo/x3d_xs, weights: {file}",
+            ),
+        )
+        if fine:  # its order is its own
+            assert not check_teachers(run, swapped, {}, rows=0, workers=0, batch_size=1)
+        else:
+            with pytest.raises(GateError, match=r"class 5 is 'archery' .* 'arm wrestling' in"):
+                check_teachers(run, swapped, {}, rows=0, workers=0, batch_size=1)
+
+
 @pytest.mark.parametrize(("top1", "passes"), [(0.68, True), (0.45, False)])
 def test_kinetics_teachers_are_held_to_what_was_published(
     published: Run, top1: float, passes: bool
@@ -226,15 +312,9 @@ def test_kinetics_teachers_are_held_to_what_was_published(
     assert entry.published is not None
     bound = entry.published.top1 - 0.1 - 3 * np.sqrt(0.6912 * 0.3088 / 256)
     assert bound == pytest.approx(0.505, abs=1e-3)
-    score = {
-        "weights_sha256": weights_digest(model.net),
-        "top1": top1,
-        "top5": 0.9,
-        "videos": 256,
-    }
-    published.outputs.mkdir(parents=True, exist_ok=True)
-    (published.outputs / "teach.json").write_text(json.dumps({"cnn": score}))
     table = kinetics_table(kinetics_classes())
+    write_samples(table, published.samples_path)
+    write_scores(published, {"cnn": model}, top1=top1, videos=256)
 
     def gate() -> dict[str, Any]:
         return check_teachers(published, table, {"cnn": model}, rows=10, workers=0, batch_size=1)

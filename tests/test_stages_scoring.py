@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.clips import read_clips
-from pipeline.config import Run
+from pipeline.config import Precision, Run
 from pipeline.models import VideoModel, create_model
 from pipeline.protocols import CENTRE, PROTOCOLS, Protocol, ProtocolViews
 from pipeline.samples import Sample, Samples, read_samples
@@ -97,9 +97,11 @@ def test_no_forward_pass_is_larger_than_the_batch_size(
     samples = wide(mini)
     sizes: list[int] = []
 
-    def counted(model: VideoModel, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+    def counted(
+        model: VideoModel, clips: torch.Tensor, precision: Precision = "fp32"
+    ) -> dict[str, torch.Tensor]:
         sizes.append(len(clips))
-        return predict(model, clips)
+        return predict(model, clips, precision)
 
     monkeypatch.setattr(scoring, "predict", counted)
     answers = []
