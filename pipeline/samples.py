@@ -7,6 +7,7 @@ split has no labels) per head. The file's metadata holds the dataset's name and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -77,6 +78,12 @@ class Samples:
     def heads(self) -> dict[str, int]:
         """Number of classes by head."""
         return {head: len(names) for head, names in self.classes.items()}
+
+    @property
+    def classes_sha256(self) -> str:
+        """Digest of the class names: sha256 over canonical JSON of head → names in index order."""
+        text = json.dumps(self.classes, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def splits(self) -> dict[str, int]:
         """Number of samples by split."""
