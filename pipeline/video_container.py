@@ -53,13 +53,12 @@ def open_container(path: Path) -> tuple[av.container.InputContainer, av.VideoStr
 
 
 def _open(path: Path) -> av.container.InputContainer:
-    # A file, whatever colons its name holds; and one that opens nothing elsewhere, as playlists do.
-    url, options = f"file:{path}", {"protocol_whitelist": "file"}
+    url = f"file:{path}"  # else a name as a:b.mp4 would be a protocol and what it leads to
     try:
-        return av.open(url, options=options)
+        return av.open(url)
     except UnicodeDecodeError:
         # A title in another encoding; PyAV 19 has no such error and no such argument.
-        return av.open(url, options=options, metadata_errors="replace")
+        return av.open(url, metadata_errors="replace")
 
 
 def _begin_of_text(path: Path) -> str:
