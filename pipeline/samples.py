@@ -79,6 +79,12 @@ class Samples:
         """Number of classes by head."""
         return {head: len(names) for head, names in self.classes.items()}
 
+    @property
+    def classes_sha256(self) -> str:
+        """Digest of the class names: sha256 over canonical JSON of head → names in index order."""
+        text = json.dumps(self.classes, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def splits(self) -> dict[str, int]:
         """Number of samples by split."""
         return dict(Counter(self.table["split"].to_pylist()))

@@ -169,6 +169,8 @@ class _ClassMeans:
         self._counts = torch.zeros(classes, dtype=torch.float64)
 
     def add(self, labels: Tensor, values: Tensor) -> None:
+        has_label = labels != NO_LABEL
+        labels, values = labels[has_label], values[has_label]
         self._sums.index_add_(0, labels.cpu(), values.detach().cpu().double())
         self._counts.index_add_(0, labels.cpu(), torch.ones(len(labels), dtype=torch.float64))
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.video_interface import VideoError, VideoInfo
 
+_SHOWN_TEXT = 60  # bytes of a text file in a message
+_PICTURES = ("gif", "image2", "apng", "webp_anim")
 _MATROSKA_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -35,7 +37,8 @@ def open_container(path: Path) -> tuple[av.container.InputContainer, av.VideoStr
         container = _open(path)
     except av.error.FFmpegError as error:
         raise VideoError(
-            f"{path}: not a readable video, or cut off before its index ({error.strerror})"
+            f"{path}: not a readable video, or cut off before its index ({error.strerror}"
+            f"{_begin_of_text(path)})"
         ) from error
     except OSError as error:
         raise VideoError(f"{path}: {error.strerror}") from error
@@ -50,11 +53,20 @@ def open_container(path: Path) -> tuple[av.container.InputContainer, av.VideoStr
 
 
 def _open(path: Path) -> av.container.InputContainer:
+    url = f"file:{path}"  # else a name as a:b.mp4 would be a protocol and what it leads to
     try:
-        return av.open(str(path))
+        return av.open(url)
     except UnicodeDecodeError:
         # A title in another encoding; PyAV 19 has no such error and no such argument.
-        return av.open(str(path), metadata_errors="replace")
+        return av.open(url, metadata_errors="replace")
+
+
+def _begin_of_text(path: Path) -> str:
+    """The first words of a file that is text, such as a page that was saved for a video."""
+    with path.open("rb") as file:
+        begin = file.read(_SHOWN_TEXT).decode("ascii", "replace")
+    words = " ".join(begin.split())
+    return f"; it is text: {words!r}" if words.isprintable() and words.isascii() else ""
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
@@ -87,7 +99,7 @@ def describe(
     if duration is None:  # then the container's, though another stream may be longer
         duration = (container.duration or 0) / av.time_base - start_sec(stream)
     if duration <= 0:
-        raise VideoError(f"{path}: has no duration (0 s)")
+        raise VideoError(f"{path}: has no duration (0 s), {_why_none(container)}")
     if not stream.width or not stream.height:
         raise VideoError(f"{path}: the video stream has no picture size")
     return VideoInfo(
@@ -96,6 +108,13 @@ def describe(
         duration_sec=duration,
         frame_rate=float(rate) if rate else 30.0,
     )
+
+
+def _why_none(container: av.container.InputContainer) -> str:
+    name = container.format.name
+    if name in _PICTURES or name.endswith("_pipe"):
+        return "it is a single picture"
+    return f"FFmpeg takes it for {container.format.long_name} ({name})"
 
 
 def stated_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:

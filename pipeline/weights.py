@@ -28,6 +28,7 @@ __all__ = [
     "load_weights",
     "read_facts",
     "save_weights",
+    "trained_classes",
     "weights_digest",
 ]
 
@@ -68,6 +69,23 @@ def read_facts(path: Path) -> dict[str, str]:
         WeightsError: the file is missing or is no safetensors file.
     """
     return read_metadata(path)
+
+
+def trained_classes(path: str | Path) -> str | None:
+    """The digest of the class names that weights were trained for, as `teach --train` records it.
+
+    Returns:
+        `Samples.classes_sha256` of the training, or None where a file does not say, as those of
+        others and those of before this was recorded.
+    """
+    if str(path) == PUBLISHED:
+        return None
+    try:
+        facts = json.loads(read_facts(Path(path)).get("facts", "{}"))
+    except (WeightsError, ValueError):  # no safetensors, or no facts of ours
+        return None
+    digest = facts.get("classes_sha256") if isinstance(facts, dict) else None
+    return digest if isinstance(digest, str) else None
 
 
 def load_weights(

@@ -170,8 +170,10 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
     requests: list[Request] = [(row, drawn_views(run, (0,))) for row in rows]
     parts = in_batches(requests, options.batch_size)
     reads = iterate(networks.dataset(run, samples), parts, options.workers)
+    bad: list[str] = []
     for batch in track(reads, total=len(parts), what="fitting the projection", unit="batches"):
         good = [read for read in batch if read.clips is not None]
+        bad += [read.error for read in batch if read.error is not None]
         for vit, cnn in networks.outputs(good, options.batch_size) if good else ():
             finite = torch.isfinite(vit.map).flatten(1).all(1)
             finite &= torch.isfinite(cnn.map).flatten(1).all(1)
@@ -181,8 +183,9 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
             kind=config.kind, dim=config.dim, ridge=config.ridge, seed=config.seed
         )
     except ValueError as error:
+        unread = f" ({len(bad)} of them cannot be read; the last one: {bad[-1]})" if bad else ""
         raise ExtractError(
-            f"the projection cannot be fitted on {len(rows)} samples: {error}. "
+            f"the projection cannot be fitted on {len(rows)} samples{unread}: {error}. "
             "Raise extract.projection.samples in the config, or --limit"
         ) from error
     console.print(

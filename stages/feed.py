@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -15,7 +16,7 @@ from cache import CacheError, Status, TeacherCache
 from pipeline.clips import ClipDataset, Request, StoredViews, iterate
 from pipeline.config import Run
 from pipeline.models import model_entry
-from pipeline.objective import Batch, Method, TeacherRows
+from pipeline.objective import NO_LABEL, Batch, Method, TeacherRows
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import epoch_batches, steps_in_epoch
 from stages.fields import clip_field
@@ -112,7 +113,7 @@ class Feed:
         self._fields = teacher_fields(run, samples, method)
         self._ids = samples.table["sample_id"].to_pylist()
         self._labels = {
-            head: samples.table[f"label_{head}"].to_numpy().astype(np.int64)
+            head: pc.fill_null(samples.table[f"label_{head}"], NO_LABEL).to_numpy().astype(np.int64)
             for head in samples.heads
         }
         self.steps = steps_in_epoch(len(self._rows), run.distill.train.batch_size)

@@ -52,6 +52,11 @@ def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Sam
         listing = _render(section, workers)
     else:
         listing = _listed(section)
+        if not listing.rows:
+            raise DatasetError(
+                f"{section.root}: {listing.layout}, but the annotations list not one video: is "
+                "there anything below their headers?"
+            )
         if all(row.status == "missing" for row in listing.rows):
             row = listing.rows[0]
             raise DatasetError(
@@ -64,6 +69,7 @@ def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Sam
         _check_splits(run, listing, wanted)
     if probe:
         listing = _probe(run, listing, workers)
+        _check_readable(run, listing)
     rows = [row.sample for row in listing.rows if row.status == "found"]
     samples = build_samples(run.dataset, listing.classes, rows)
     found = account.describe(listing, root=section.root, probed=probe)
@@ -171,6 +177,22 @@ def _probe(run: Run, listing: Listing, workers: int) -> Listing:
                 )
         rows.append(row if problem is None else row._replace(status="unreadable", reason=problem))
     return replace(listing, rows=rows)
+
+
+def _check_readable(run: Run, listing: Listing) -> None:
+    """Refuse a dataset of which nothing is left after probing.
+
+    Raises:
+        DatasetError: the first unreadable video is named, and where the others are.
+    """
+    if any(row.status == "found" for row in listing.rows):
+        return
+    bad = [row for row in listing.rows if row.status == "unreadable"]
+    raise DatasetError(
+        f"none of {plural(len(bad), 'sample')} in {run.prepare.root} can be read: "
+        f"{bad[0].sample.path}: {bad[0].reason}. {run.outputs / 'probe.jsonl'} has the reason of "
+        "each; videos that change are asked again by the same command"
+    )
 
 
 def videos_sha256(root: Path, samples: Samples) -> str:

@@ -91,8 +91,12 @@ class _Feed:
         self.steps = steps_in_epoch(len(self._ids), recipe.batch_size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
-        """Unreadable videos are told and left out."""
-        recipe = self._recipe
+        """Unreadable videos are told and left out.
+
+        Raises:
+            TeachError: not one can be read.
+        """
+        recipe, used = self._recipe, 0
         order = epoch_batches(
             rows=len(self._ids), batch_size=recipe.batch_size, seed=self._seed, epoch=epoch
         )
@@ -106,6 +110,7 @@ class _Feed:
             good = _readable(reads, f"epoch {epoch}")
             if not good:
                 continue
+            used += len(good)
             rows = np.array([read.row for read in good])
             yield Batch(
                 names=[self._ids[row] for row in rows],
@@ -115,6 +120,11 @@ class _Feed:
                     for head, labels in self._labels.items()
                 },
                 mix=mix,
+            )
+        if not used:
+            raise TeachError(
+                f"not one of {len(self._ids)} videos to train on can be read; the reasons stand "
+                "above. `dualkd prepare --probe` leaves unreadable ones out of the table"
             )
 
 
@@ -176,7 +186,8 @@ def train_teacher(
             record["seconds"] = time.perf_counter() - started
             started = time.perf_counter()
             console.print(f"{role} epoch {log.epoch}: {json.dumps(record)}")
-            _keep(out, training, past, record, run)
+            facts = {"seed": run.teach.seed, "classes_sha256": source.samples.classes_sha256}
+            _keep(out, training, past, record, facts, run.teach.validation)
             save_checkpoint(checkpoint, training, past, belongs_to)  # last: what it tells of stands
             _write_logs(out, past)
     _write_logs(out, past)
@@ -229,15 +240,22 @@ def _belongs_to(
     }
 
 
-def _keep(out: Path, training: Training, past: Past, record: dict[str, Any], run: Run) -> None:
+def _keep(
+    out: Path,
+    training: Training,
+    past: Past,
+    record: dict[str, Any],
+    facts: dict[str, Any],
+    validation: str | None,
+) -> None:
     """Write the weights of an epoch as the last, and as the best if none was better before."""
     past.records.append(record)
-    facts: dict[str, Any] = {"epoch": training.epochs_done, "seed": run.teach.seed}
+    facts = {"epoch": training.epochs_done, **facts}
     save_weights(training.result, out / "last.safetensors", facts)
     top1 = record.get("top1")
     if top1 is not None and (past.best_score is None or top1 > past.best_score):
         past.best_epoch, past.best_score = record["epoch"], top1
-        facts |= {"validation": run.teach.validation, "top1": top1}
+        facts |= {"validation": validation, "top1": top1}
         save_weights(training.result, out / "best.safetensors", facts)
 
 

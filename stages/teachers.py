@@ -16,7 +16,7 @@ from pipeline.models import Features, VideoModel
 from pipeline.optimising import uses_bf16
 from pipeline.samples import Samples
 from pipeline.views import normalise
-from pipeline.weights import load_weights
+from pipeline.weights import WeightsError, load_weights, trained_classes
 
 
 class Teachers(NamedTuple):
@@ -54,15 +54,10 @@ def load_teachers(run: Run, samples: Samples, device: torch.device) -> Teachers:
     """Both teachers with the weights that the config names, in evaluation mode.
 
     Raises:
-        pipeline.weights.WeightsError: a file is missing, or holds another network; or published
-            weights could not be downloaded.
+        pipeline.weights.WeightsError: a file is missing, holds another network, or was trained for
+            other classes than the samples table's; or published weights could not be downloaded.
     """
-    pair = Teachers(
-        *(
-            load_weights(teacher.model, samples.heads, teacher.weights)
-            for teacher in (run.teach.vit, run.teach.cnn)
-        )
-    )
+    pair = Teachers(*(_load(run, samples, role) for role in Teachers._fields))
     for model in pair:
         model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return pair
@@ -74,11 +69,29 @@ def load_added(
     """Teachers of `extract.added` by name, all by default; see `load_teachers`."""
     added = {}
     for name in run.extract.added if names is None else names:
-        teacher = run.extract.added[name]
-        added[name] = load_weights(teacher.model, samples.heads, teacher.weights)
+        added[name] = _load(run, samples, name)
     for model in added.values():
         model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return added
+
+
+def _load(run: Run, samples: Samples, name: str) -> VideoModel:
+    teacher = run.teachers[name]
+    model = load_weights(teacher.model, samples.heads, teacher.weights)
+    theirs, ours = trained_classes(teacher.weights), samples.classes_sha256
+    if theirs not in (None, ours):
+        listed = "; ".join(
+            f"{len(names)} of {head}, {names[0]!r} to {names[-1]!r}"
+            for head, names in samples.classes.items()
+        )
+        raise WeightsError(
+            f"{teacher.weights} ({name}) was trained for other classes than those of the samples "
+            f"table, or in another order: it records class names with the digest {theirs:.12}, the "
+            f"table's ({listed}) have {ours:.12}. Name weights of this dataset in the config; or "
+            "train them on it with `dualkd teach --train`, these as `start`, `new_head: true`, and "
+            "another file as `weights`"
+        )
+    return model
 
 
 def added_identities(run: Run, added: Mapping[str, VideoModel]) -> dict[str, dict[str, Any]]:

@@ -57,11 +57,13 @@ def write_config(folder: Path, *changes: tuple[str, str]) -> Run:
     return load_config(path)
 
 
-def write_teachers(run: Run) -> None:
+def write_teachers(run: Run, classes: int = 14) -> None:
     """Random weights for both teachers, the same each time."""
     torch.manual_seed(0)
     for teacher in (run.teach.vit, run.teach.cnn):
-        save_weights(create_model(teacher.model, 14), Path(teacher.weights), {"made": "random"})
+        save_weights(
+            create_model(teacher.model, classes), Path(teacher.weights), {"made": "random"}
+        )
 
 
 def nudge_weights(teacher: Teacher) -> None:

@@ -276,6 +276,16 @@ def test_what_is_missing_or_wrong_of_hmdb51(tmp_path: Path) -> None:
     assert "splits: <class>_test_split1.txt" in refused(lambda: list_hmdb51(root, 1, root / "no"))
 
 
+def test_split_files_of_other_systems(tmp_path: Path) -> None:
+    """A byte order mark, CRLF, and empty lines."""
+    root = hmdb51(tmp_path)
+    hmdb51_splits(root / "splits")
+    before = samples(list_hmdb51(root, 1), root)
+    for path in (root / "splits").iterdir():
+        write_lines(path, [*path.read_text().splitlines(), ""], end="\r\n", bom=True)
+    assert samples(list_hmdb51(root, 1), root) == before
+
+
 @shared
 def test_the_official_split_1_of_hmdb51(tmp_path: Path) -> None:
     (tmp_path / "dive").mkdir()
@@ -498,6 +508,30 @@ def test_a_folder_of_splits_and_classes(tmp_path: Path) -> None:
     }
 
 
+def test_files_whose_names_are_no_videos_are_counted(tmp_path: Path) -> None:
+    put_video(tmp_path / "train/a/1.mp4")
+    assert list_folder(tmp_path).notes == []
+    for name in ("2.m4v", "3.mp4.part", "4.m4v", "README"):
+        (tmp_path / "train/a" / name).touch()
+    (note,) = list_folder(tmp_path).notes
+    assert note == (
+        "files whose names are no video's (.mp4, .avi, .mkv, .webm, .mov), left out: 4 (.m4v 2, "
+        ".part 1, no ending 1), such as train/a/2.m4v; a CSV may list them"
+    )
+
+
+def test_one_video_with_two_labels_is_refused_by_both_lines(tmp_path: Path) -> None:
+    put_video(tmp_path / "x.mp4")
+    write_lines(tmp_path / "train.csv", ["path,label", "x.mp4,a", "x.mp4,b"])
+    message = refused(lambda: list_folder(tmp_path))
+    assert message.startswith("the id x.mp4 is listed twice, as two samples: in ")
+    for number, label in ((2, 0), (3, 1)):
+        place = (
+            f"{tmp_path / 'train.csv'}, line {number} (split train, labels {{'action': {label}}}"
+        )
+        assert place in message
+
+
 def test_csvs_of_ones_own(tmp_path: Path) -> None:
     for name in ("x.mp4", "sub/y.mkv", "sub/z.webm"):
         put_video(tmp_path / name)
@@ -570,7 +604,8 @@ def test_files_that_are_no_csv(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     for content, message in (
         (b"path,label\n\xff\xfe,a\n", "is no CSV in UTF-8"),
-        (b"", "lacks the columns path, label; its first line is ''"),
+        (b"", "is empty (0 bytes); expected columns are path,label"),
+        (b"\n", "lacks the columns path, label; its first line is ''"),
         (b"path;label\nx.mp4;a\n", "its first line is 'path;label'"),
         (b"path,label,label\nx.mp4,a,b\n", "has the column label twice"),
     ):

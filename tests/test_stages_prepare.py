@@ -152,6 +152,14 @@ def test_a_dataset_of_which_nothing_is_there_is_an_error() -> None:
     assert not run.outputs.exists()
 
 
+def test_annotations_that_list_nothing_are_an_error() -> None:
+    root = k400_flat(Path("data/k400"))
+    for path in (root / "annotations").iterdir():
+        path.write_text(path.read_text().splitlines()[0])
+    with pytest.raises(DatasetError, match="but the annotations list not one video: is there any"):
+        prepare(write_run(Path(), "k400"))
+
+
 def test_the_splits_of_a_folder_must_be_those_of_the_config() -> None:
     own_folder(Path("data/folder"))
     run = write_run(Path(), "folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from chain_making import write_config
 from pipeline.config import Run
+from pipeline.datasets import figures
 from pipeline.models import create_model
 from pipeline.resuming import CheckpointError
 from pipeline.samples import Samples, read_samples
@@ -148,13 +150,16 @@ def test_last_is_kept_unless_best_is_asked_for(mini: Run, scores: list[float]) -
     train_cnn(configured("", ON_TRAIN, VALIDATED))
     last, best = ((OUT / f"cnn/{name}.safetensors").read_bytes() for name in ("last", "best"))
     assert WEIGHTS.read_bytes() == last != best
+    names = json.dumps({"action": list(figures.CLASSES)}, separators=(",", ":"))
+    facts = {"seed": 0, "classes_sha256": hashlib.sha256(names.encode()).hexdigest()}
     assert json.loads(read_facts(OUT / "cnn/best.safetensors")["facts"]) == {
         "epoch": 2,
-        "seed": 0,
+        **facts,
         "validation": "test",
         "top1": 0.9,
     }
-    assert json.loads(read_facts(OUT / "cnn/last.safetensors")["facts"]) == {"epoch": 3, "seed": 0}
+    last_facts = json.loads(read_facts(OUT / "cnn/last.safetensors")["facts"])
+    assert last_facts == {"epoch": 3, **facts}
     scores += [0.2, 0.9, 0.9]  # of equals the first
     train_cnn(configured(", keep: best", ON_TRAIN, VALIDATED))
     assert WEIGHTS.read_bytes() == best

@@ -20,9 +20,13 @@ def read_csv(
     empty ones.
 
     Raises:
-        DatasetError: the header lacks a required column, a row has more or fewer cells than the
-            header, or the file is no text.
+        DatasetError: the file is empty or no text, the header lacks a required column, or a row has
+            more or fewer cells than the header.
     """
+    if path.stat().st_size == 0:
+        raise DatasetError(
+            f"{path} is empty (0 bytes); expected columns are {_wanted(required, optional)}"
+        )
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         try:
@@ -42,6 +46,10 @@ def read_csv(
             raise DatasetError(f"{path} is no CSV in UTF-8: {error}") from error
 
 
+def _wanted(required: Sequence[str], optional: Sequence[str]) -> str:
+    return ",".join([*required, *(f"[{name}]" for name in optional)])
+
+
 def _columns(
     path: Path, header: list[str], required: Sequence[str], optional: Sequence[str]
 ) -> list[int | None]:
@@ -50,7 +58,7 @@ def _columns(
         raise DatasetError(
             f"{path} lacks the column{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}; its "
             f"first line is {','.join(header)[:200]!r}, expected columns are "
-            f"{','.join([*required, *(f'[{name}]' for name in optional)])}"
+            f"{_wanted(required, optional)}"
         )
     twice = sorted({name for name in (*required, *optional) if header.count(name) > 1})
     if twice:

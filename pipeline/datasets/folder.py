@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from pipeline.datasets.listing import (
 )
 from pipeline.samples import Sample
 
+_SHOWN_KINDS = 5  # endings of names in a note
 LOOKED_FOR = (
     f"<split>/<class>/<video>, where a video ends with {', '.join(VIDEO_SUFFIXES)};",
     "or CSVs with the columns path,label[,start,stop][,split]: paths relative to the folder, start "
@@ -42,11 +44,19 @@ def list_folder(root: Path, annotations: str | None = None) -> Listing:
     """
     check_root(root)
     files = [root / annotations] if annotations else sorted(root.glob("*.csv"))
+    others: list[str] = []
     if files:
         unlabelled = [row for path in files for row in _of_csv(path, root)]
-        layout = f"listed by {', '.join(shown(path, root) for path in files)}"
+        names_of_files = ", ".join(shown(path, root) for path in files)
+        layout = f"listed by {names_of_files}"
+        if not unlabelled:
+            raise DatasetError(
+                f"{root}: no video is listed by {names_of_files}: there is nothing below the "
+                "header. Add lines path,label[,start,stop][,split], or remove the file for the "
+                "folders <split>/<class>/ to be read"
+            )
     else:
-        unlabelled = list(_of_folders(root))
+        unlabelled = list(_of_folders(root, others))
         layout = "folders <split>/<class>/"
     if not unlabelled:
         raise nothing_fits("a folder of videos", root, LOOKED_FOR)
@@ -56,7 +66,19 @@ def list_folder(root: Path, annotations: str | None = None) -> Listing:
         row._replace(sample=replace(row.sample, labels={"action": index[name]} if name else {}))
         for row, name in unlabelled
     ]
-    return make_listing(layout, {"action": names}, rows)
+    return make_listing(layout, {"action": names}, rows, _left_out(others))
+
+
+def _left_out(others: list[str]) -> list[str]:
+    """A note on files that are in the folder and, by their names, no videos."""
+    if not others:
+        return []
+    kinds = Counter(PurePosixPath(path).suffix or "no ending" for path in others)
+    counted = ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common(_SHOWN_KINDS))
+    return [
+        f"files whose names are no video's ({', '.join(VIDEO_SUFFIXES)}), left out: "
+        f"{len(others):,} ({counted}), such as {_readable(others[0])}; a CSV may list them"
+    ]
 
 
 def _ordered(names: set[str]) -> list[str]:
@@ -65,13 +87,13 @@ def _ordered(names: set[str]) -> list[str]:
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
-def _of_folders(root: Path) -> Iterator[tuple[Listed, str]]:
-    """Rows without labels, and their class.
+def _of_folders(root: Path, others: list[str]) -> Iterator[tuple[Listed, str]]:
+    """Rows without labels, and their class; `others` gets the files that are no videos.
 
     Raises:
         DatasetError: a video lies outside of a folder of its class.
     """
-    for path in find_videos(root):
+    for path in find_videos(root, others=others):
         parts = PurePosixPath(path).parts
         if len(parts) != 3:
             raise DatasetError(

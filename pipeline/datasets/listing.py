@@ -91,16 +91,24 @@ def _described(sample: Sample) -> str:
     return f"split {sample.split}, labels {dict(sample.labels)}, {sample.path}"
 
 
-def find_videos(root: Path, below: str = "") -> Iterator[str]:
+def find_videos(root: Path, below: str = "", others: list[str] | None = None) -> Iterator[str]:
     """Paths of all videos below a folder, relative to `root`, with forward slashes, in name order.
 
     No file is opened. Links are followed (a broken one is no video), loops of them are not; names
     that begin with a dot are left out.
+
+    Args:
+        root: the dataset's.
+        below: the folder, relative to `root`.
+        others: gets the paths of all other files, whose names are no video's.
     """
-    yield from _walk(os.path.join(root, below), f"{below}/" if below else "", set())  # noqa: PTH118
+    folder = os.path.join(root, below)  # noqa: PTH118
+    yield from _walk(folder, f"{below}/" if below else "", set(), [] if others is None else others)
 
 
-def _walk(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(
+    folder: str, prefix: str, above: set[tuple[int, int]], others: list[str]
+) -> Iterator[str]:
     status = os.stat(folder)  # noqa: PTH116
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -112,9 +120,11 @@ def _walk(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[str
         if name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{name}/", above | {here})
+            yield from _walk(entry.path, f"{prefix}{name}/", above | {here}, others)
         elif is_video(name) and entry.is_file():
             yield prefix + name
+        else:
+            others.append(prefix + name)
 
 
 def is_video(name: str) -> bool:
