@@ -16,7 +16,7 @@ from pipeline.training import train_step
 from pipeline.weights import load_weights, save_weights
 from training_making import ALL, HEADS, NANO, RESIDUAL, make_batch
 
-CNNS = [name for name, entry in REGISTRY.items() if entry.family == "cnn"]
+CNNS = [name for name, entry in REGISTRY.items() if entry.family == "cnn"] + ["timm/resnet18"]
 
 
 @pytest.mark.parametrize(
