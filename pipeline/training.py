@@ -120,10 +120,15 @@ def train(
             seen += size
             for name, term in terms.items():
                 sums[name] += float(term.detach()) * size
+            all_right = torch.ones(size, dtype=torch.bool, device=batch.clips.device)
             for head, labels in batch.labels.items():
                 main = labels if batch.mix is None else batch.mix.main(labels)
-                sums[f"accuracy/{head}"] += float((answer.logits[head].argmax(1) == main).sum())
+                right = answer.logits[head].argmax(1) == main
+                all_right &= right
+                sums[f"accuracy/{head}"] += float(right.sum())
                 labelled[f"accuracy/{head}"] += int((main != NO_LABEL).sum())
+            if len(batch.labels) > 1:  # of all heads together, over the samples that are seen
+                sums["accuracy/action"] += float(all_right.sum())
             if weights is not None:
                 led.add(next(iter(batch.labels.values())), weights[:, 0])
                 sums["vit_weight"] += float(weights[:, 0].sum())

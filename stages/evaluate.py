@@ -34,7 +34,15 @@ def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -
     models = load_teachers(run, samples, device).by_role() | load_students(run, samples)
     models = {role: model.to(device) for role, model in models.items()}
     root = Path(run.prepare.root)
-    scored = score(models, root, samples, workers, batch_size, protocol=protocol)
+    scored = score(
+        models,
+        root,
+        samples,
+        workers,
+        batch_size,
+        protocol=protocol,
+        max_failed_share=run.extract.max_failed_share,
+    )
     videos = len(scored.rows)
     metrics: dict[str, Any] = {
         "split": run.evaluate.split,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.datasets.folder import list_folder
 from pipeline.datasets.hmdb51 import list_hmdb51
 from pipeline.datasets.k400 import list_k400
 from pipeline.datasets.listing import DatasetError, Listed, Listing, contents, make_listing
-from pipeline.probing import probe_all, read_answers
+from pipeline.probing import Answer, probe_all, read_answers
 from pipeline.samples import Sample, Samples, build_samples, write_samples
 from pipeline.subsets import write_subsets
 from stages import account
@@ -32,13 +32,16 @@ from stages.files import write_csv, write_json
 from stages.progress import console, meter, track
 from stages.wording import count, plural
 
+_ANSWERS = "probe.jsonl"  # of the videos, from earlier probes
+
 
 def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Samples:
     """Write the samples table, the account and the list of what is not in the table.
 
     Args:
         run: the config.
-        probe: open every video that is there and decode its first frame.
+        probe: open every video that is there and decode its first frame. Without it, what an
+            earlier probe was told counts, of videos that are the same today.
         workers: processes that render or probe; one per core by default.
 
     Raises:
@@ -70,6 +73,9 @@ def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Sam
     if probe:
         listing = _probe(run, listing, workers)
         _check_readable(run, listing)
+    elif (run.outputs / _ANSWERS).is_file():
+        probe = True
+        listing = _judged(listing, _known_answers(run, listing))
     rows = [row.sample for row in listing.rows if row.status == "found"]
     samples = build_samples(run.dataset, listing.classes, rows)
     found = account.describe(listing, root=section.root, probed=probe)
@@ -151,24 +157,38 @@ def _check_splits(run: Run, listing: Listing, wanted: dict[str, list[str]]) -> N
             )
 
 
+def _known_answers(run: Run, listing: Listing) -> dict[str, Answer]:
+    """What an earlier probe was told by videos that are the same today."""
+    paths = _paths(listing)
+    answers = read_answers(run.outputs / _ANSWERS, Path(run.prepare.root), paths)
+    console.print(f"{count(len(answers))} of {plural(len(paths), 'video')} are probed already")
+    return answers
+
+
+def _paths(listing: Listing) -> list[str]:
+    return list(dict.fromkeys(row.sample.path for row in listing.rows if row.status == "found"))
+
+
 def _probe(run: Run, listing: Listing, workers: int) -> Listing:
     """The listing with what cannot be decoded as unreadable; goes on after an interruption."""
-    root, file = Path(run.prepare.root), run.outputs / "probe.jsonl"
-    paths = list(dict.fromkeys(row.sample.path for row in listing.rows if row.status == "found"))
-    answers = read_answers(file, root, paths)
-    if answers:
-        console.print(f"{count(len(answers))} of {plural(len(paths), 'video')} are probed already")
+    root, file, paths = Path(run.prepare.root), run.outputs / _ANSWERS, _paths(listing)
+    answers = _known_answers(run, listing) if file.is_file() else {}
     with meter("probing", total=len(paths), unit="videos") as counter:
         counter.advance(len(answers))
         known = dict(answers)
         for answer in probe_all(file, root, paths, known, workers):
             answers[answer.path] = answer
             counter.advance()
+    return _judged(listing, answers)
+
+
+def _judged(listing: Listing, answers: Mapping[str, Answer]) -> Listing:
+    """The listing with what its video's answer makes unreadable; videos without one stay."""
     rows = []
     for row in listing.rows:
         problem = None
-        if row.status == "found":
-            answer = answers[row.sample.path]
+        answer = answers.get(row.sample.path) if row.status == "found" else None
+        if answer is not None:
             problem = answer.error
             if problem is None and row.sample.start_sec >= answer.duration_sec:
                 problem = (
@@ -190,7 +210,7 @@ def _check_readable(run: Run, listing: Listing) -> None:
     bad = [row for row in listing.rows if row.status == "unreadable"]
     raise DatasetError(
         f"none of {plural(len(bad), 'sample')} in {run.prepare.root} can be read: "
-        f"{bad[0].sample.path}: {bad[0].reason}. {run.outputs / 'probe.jsonl'} has the reason of "
+        f"{bad[0].sample.path}: {bad[0].reason}. {run.outputs / _ANSWERS} has the reason of "
         "each; videos that change are asked again by the same command"
     )
 

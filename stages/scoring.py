@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pipeline.samples import Samples
 from pipeline.training import predict
 from pipeline.views import ClipSpec
 from stages.progress import console, track
+
+_TOLD = 5  # samples that cannot be read, with the reason
 
 
 class ScoringError(ValueError):
@@ -100,6 +103,7 @@ def score(
     *,
     protocol: Protocol = CENTRE,
     precision: Precision = "fp32",
+    max_failed_share: float = 1.0,
     what: str = "evaluating",
 ) -> Scored:
     """Run models over the same views of labelled samples, each cut as its makers evaluated it.
@@ -115,23 +119,24 @@ def score(
         batch_size: clips in one forward pass.
         protocol: which views; by default the single one in the centre.
         precision: what the networks compute in.
+        max_failed_share: of the samples that cannot be read.
         what: what the progress bar says.
 
     Raises:
-        ScoringError: not one video can be read.
+        ScoringError: not one video can be read, or more than allowed cannot.
     """
     scored = Scored(list(models))
     specs = list(dict.fromkeys(model.clip for model in models.values()))
     for model in models.values():  # the first pass of a process sets things up: not timed
         predict(model, _blank(model.clip).to(_device(model)))
     views = ProtocolViews(protocol, max(spec.span_sec for spec in specs))
+    dataset = ClipDataset(root, samples, specs, test_crop=protocol.test_crop)
     requests: list[Request] = [(row, views) for row in range(len(samples))]
-    batches = in_batches(requests, max(1, batch_size // protocol.views))
+    batches = in_batches(dataset.by_video(requests), max(1, batch_size // protocol.views))
     rows: list[int] = []
     logits: dict[str, dict[str, list[NDArray[np.float32]]]] = {
         role: {head: [] for head in model.heads} for role, model in models.items()
     }
-    dataset = ClipDataset(root, samples, specs, test_crop=protocol.test_crop)
     reads = iterate(dataset, batches, workers, ahead=4 if protocol.views == 1 else 1)
     for batch in track(reads, total=len(batches), what=what, unit="batches"):
         scored.errors |= {read.row: read.error for read in batch if read.error is not None}
@@ -148,11 +153,7 @@ def score(
             scored.seconds[role] += time.perf_counter() - started
             for head, of_head in answer.items():
                 logits[role][head].append(_by_sample(of_head, _views(good), protocol))
-    for row, error in scored.errors.items():
-        console.print(f"left out: {samples.row(row).sample_id}: {error}")
-    if not rows:
-        first = next(iter(scored.errors.values()), "the split is empty")
-        raise ScoringError(f"not one of {len(samples)} videos can be read; the first: {first}")
+    _tell_unreadable(samples, scored.errors, max_failed_share)
     scored.rows = np.array(rows)
     scored.labels = {
         head: samples.table[f"label_{head}"].to_numpy()[scored.rows].astype(np.int64)
@@ -163,6 +164,27 @@ def score(
         for role, of_role in logits.items()
     }
     return scored
+
+
+def _tell_unreadable(samples: Samples, errors: Mapping[int, str], limit: float) -> None:
+    """Say what was left out.
+
+    Raises:
+        ScoringError: it is everything, or more than allowed.
+    """
+    for row, error in islice(errors.items(), _TOLD):
+        console.print(f"left out: {samples.row(row).sample_id}: {error}")
+    if errors:
+        console.print(f"{len(errors)} of {len(samples)} samples cannot be read, and are left out")
+    first = next(iter(errors.values()), "the split is empty")
+    if len(errors) == len(samples):
+        raise ScoringError(f"not one of {len(samples)} videos can be read; the first: {first}")
+    if len(errors) > limit * len(samples):
+        raise ScoringError(
+            f"{len(errors)} of {len(samples)} samples cannot be read, more than "
+            f"extract.max_failed_share {limit:.0%} allows: a score of the rest would mislead. The "
+            f"first: {first}"
+        )
 
 
 def _views(reads: Sequence[Read]) -> list[int]:

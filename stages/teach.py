@@ -45,7 +45,14 @@ def teach(
             forget_checkpoint(run, role)
     test = labelled(samples.of_splits([run.evaluate.split]))
     models = load_teachers(run, samples, device).by_role() | load_added(run, samples, device)
-    scored = score(models, Path(run.prepare.root), test, workers, batch_size=32)
+    scored = score(
+        models,
+        Path(run.prepare.root),
+        test,
+        workers,
+        batch_size=32,
+        max_failed_share=run.extract.max_failed_share,
+    )
     scores, videos, digest = {}, len(scored.rows), test.digest()
     for role, model in models.items():
         scores[role] = {

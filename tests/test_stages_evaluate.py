@@ -75,6 +75,15 @@ def test_unreadable_test_videos_are_counted_and_left_out(trained: Run) -> None:
     assert test.row(5).sample_id not in answers["sample_id"].to_pylist()
 
 
+def test_too_many_unreadable_test_videos_are_an_error(trained: Run) -> None:
+    test = read_samples(trained.samples_path).of_splits(["test"])
+    for row in range(8):
+        (Path(trained.prepare.root) / test.row(row).path).write_bytes(b"not a video")
+    with pytest.raises(ValueError, match=r"8 of 14 samples cannot be read, more than .* 50%"):
+        evaluate(trained, device=CPU, workers=0, batch_size=4)
+    assert not (trained.outputs / "evaluate" / "metrics.json").exists()
+
+
 def test_a_split_without_a_readable_video_is_an_error(trained: Run) -> None:
     test = read_samples(trained.samples_path).of_splits(["test"])
     for row in range(len(test)):

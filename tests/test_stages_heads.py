@@ -166,7 +166,7 @@ def test_students_are_logged_by_head(run: Run) -> None:
         log = pyarrow.csv.read_csv(run.outputs / f"distill/{variant}.csv").to_pydict()
         for head in ("verb", "noun"):
             assert 0 <= log[f"accuracy/{head}"][0] <= 1
-    assert log.keys().isdisjoint({"accuracy/action"})
+    assert log["accuracy/action"][0] <= min(log["accuracy/verb"][0], log["accuracy/noun"][0])
 
 
 def test_verb_noun_and_action_follow_from_the_answers(run: Run, metrics: dict[str, Any]) -> None:

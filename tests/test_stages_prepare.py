@@ -217,6 +217,19 @@ def test_probing_counts_and_names_what_cannot_be_read(capsys: pytest.CaptureFixt
     assert "probing: 12/12 videos" in capsys.readouterr().err
 
 
+def test_a_later_prepare_goes_by_what_was_probed(capsys: pytest.CaptureFixture[str]) -> None:
+    root = own_folder(Path("data/folder"))
+    for name in ("train/a/0.mp4", "train/b/1.mp4"):
+        Path(root / name).write_bytes(b"")
+    run = write_run(Path(), "folder")
+    prepare(run, probe=True, workers=0)
+    put_video(root / "train/b/1.mp4")  # mended since: its answer holds no more
+    assert prepare(run).splits() == {"test": 6, "train": 5}
+    assert [row["sample_id"] for row in missing(run)] == ["train/a/0.mp4"]
+    assert account(run)["unreadable"] == 1
+    assert "11 of 12 videos are probed already" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_stretch_behind_the_end_of_its_video_is_unreadable() -> None:
     put_video(Path("data/folder/x.mp4"))
     lines = ["path,label,start,stop,split"]
