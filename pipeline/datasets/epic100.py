@@ -7,7 +7,6 @@ used.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.datasets.listing import (
     Listing,
     check_root,
     first_folder,
+    in_and_beside,
     make_listing,
     nothing_fits,
     shown,
@@ -157,8 +157,7 @@ def _participants(path: Path) -> set[str]:
 
 
 def _annotation_folders(root: Path) -> list[Path]:
-    beside = Path(os.path.abspath(root)).parent  # noqa: PTH100 (a link's own neighbours)
-    places = dict.fromkeys([root, beside, root.resolve().parent])
+    places = in_and_beside(root)
     return [place / name for place in places for name in _ANNOTATION_FOLDERS]
 
 

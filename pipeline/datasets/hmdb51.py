@@ -6,7 +6,6 @@ files have a line `<video>.avi <code>` per video: 1 is training, 2 is test, 0 is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pipeline.datasets.listing import (
     Listing,
     check_root,
     find_videos,
+    in_and_beside,
     make_listing,
     nothing_fits,
     shown,
@@ -63,7 +63,8 @@ def list_hmdb51(root: Path, official_split: int, annotations: Path | None = None
         if files:
             break
     if not files:
-        raise nothing_fits("HMDB51", annotations or root, LOOKED_FOR)
+        wanted = [line.replace("split1", f"split{official_split}") for line in LOOKED_FOR]
+        raise nothing_fits("HMDB51", annotations or root, wanted)
     classes = sorted(files)
     base, videos = _videos(root, classes)
     rows, unused = [], 0
@@ -82,10 +83,7 @@ def list_hmdb51(root: Path, official_split: int, annotations: Path | None = None
 
 
 def _split_folders(root: Path) -> list[Path]:
-    beside = Path(os.path.abspath(root)).parent  # noqa: PTH100 (a link's own neighbours)
-    linked = root.resolve().parent
-    places = [root, beside] if beside == linked else [root, beside, linked]
-    return [place / name for place in places for name in _SPLIT_FOLDERS]
+    return [place / name for place in in_and_beside(root) for name in _SPLIT_FOLDERS]
 
 
 def _videos(root: Path, classes: list[str]) -> tuple[str, dict[str, dict[str, str]]]:

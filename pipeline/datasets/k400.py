@@ -21,8 +21,10 @@ from pipeline.datasets.listing import (
     Listed,
     Listing,
     check_root,
+    contents,
     find_videos,
     first_folder,
+    in_and_beside,
     make_listing,
     nothing_fits,
     shown,
@@ -40,7 +42,7 @@ _NAMES = "_KINETICS400_CATEGORIES"  # in torchvision/models/_meta.py; a test com
 _ID_LENGTH = 11  # of a YouTube id
 LOOKED_FOR = (
     "annotations: train.csv, val.csv (or validate.csv), test.csv, also as kinetics_train.csv and "
-    "kinetics400_train.csv, in the folder itself or in annotations/,",
+    "kinetics400_train.csv, in or beside the folder, itself or in annotations/,",
     "or mmaction2's kinetics400_train_list_videos.txt, kinetics400_val_list_videos.txt;",
     "videos: train/, videos/train/ or videos_train/, flat or by class; the same for val and test",
 )
@@ -70,13 +72,15 @@ def list_k400(root: Path, annotations: Path | None = None) -> Listing:
 
     Args:
         root: the folder of the videos.
-        annotations: the folder of the CSVs or lists; looked for in `root` if not given.
+        annotations: the folder of the CSVs or lists; looked for in and beside `root` if not given.
 
     Raises:
         DatasetError: no layout fits, or a row cannot be right; file, line and value are named.
     """
     check_root(root)
-    folders = [annotations] if annotations else [root / "annotations", root]
+    folders = [annotations] if annotations else []
+    if not annotations:
+        folders = [place / name for place in in_and_beside(root) for name in ("annotations", "")]
     csvs = {split: _csv_names(split) for split in SPLITS}
     folder = first_folder(folders, [name for names in csvs.values() for name in names])
     videos = {split: _Videos.of(root, split) for split in SPLITS}
@@ -108,7 +112,9 @@ def list_k400(root: Path, annotations: Path | None = None) -> Listing:
         raise nothing_fits("Kinetics-400", root, LOOKED_FOR)
     paths = set(replacements.by_name.values())
     replaced = sum(row.sample.path in paths for row in rows)
-    notes = [f"replacements of corrupted videos that are read: {replaced:,}"] if replaced else []
+    lost = sorted({row.sample.split for row in rows if not videos[row.sample.split].layout})
+    notes = [f"no folder of the split {split}; {root} has {contents(root)}" for split in lost]
+    notes += [f"replacements of corrupted videos that are read: {replaced:,}"] if replaced else []
     return make_listing(f"{kind}, videos in {there}", {"action": class_names()}, rows, notes)
 
 

@@ -159,11 +159,21 @@ def shown(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
+def in_and_beside(root: Path) -> list[Path]:
+    """Where annotations are looked for: the root, its own folder, and that of where it leads."""
+    beside = Path(os.path.abspath(root)).parent  # noqa: PTH100 (a link's own neighbours)
+    return list(dict.fromkeys([root, beside, root.resolve().parent]))
+
+
 def nothing_fits(dataset: str, root: Path, looked_for: Iterable[str]) -> DatasetError:
     """The error of a root without any of the known layouts: what was looked for, what is there."""
     lines = [f"{root} is not {dataset} as it is known here. Looked for:"]
     lines += [f"  {line}" for line in looked_for]
-    lines += [f"Found there: {contents(root)}", "docs/datasets.md shows the layouts"]
+    lines.append(f"Found there: {contents(root)}")
+    lines.append(
+        "docs/datasets.md shows the layouts; `prepare.annotations` in the config says where "
+        "annotations lie that are elsewhere"
+    )
     return DatasetError("\n".join(lines))
 
 
