@@ -14,24 +14,18 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoints import WeightsError, read_checkpoint
+from pipeline.datasets.k400 import class_names
 from pipeline.model_names import MODEL_NAMES
 
 
-def kinetics_classes() -> tuple[str, ...]:
-    """The 400 official names of Kinetics-400 in the order of every published head: alphabetical."""
-    from torchvision.models.video import MViT_V2_S_Weights  # noqa: PLC0415 (slow to import)
-
-    return tuple(MViT_V2_S_Weights.DEFAULT.meta["categories"])
-
-
-def published_classes(name: str) -> tuple[str, ...] | None:
+def published_classes(name: str) -> list[str] | None:
     """The classes that a model's published weights answer, in order; None where that is not known.
 
     Those of torchvision and pytorchvideo are all of Kinetics-400: the 400 official names,
     alphabetical.
     """
     library = name.partition("/")[0]
-    return kinetics_classes() if library in ("torchvision", "pytorchvideo") else None
+    return class_names() if library in ("torchvision", "pytorchvideo") else None
 
 
 class Source(NamedTuple):

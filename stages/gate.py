@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import Run
+from pipeline.datasets.k400 import class_names
 from pipeline.models import VideoModel, model_entry
-from pipeline.published import kinetics_classes, published_classes
+from pipeline.published import published_classes
 from pipeline.samples import Samples
 from pipeline.weights import PUBLISHED, WeightsError, read_facts, weights_digest
 from stages.progress import console
@@ -186,7 +187,7 @@ def _plain(name: str) -> str:
 
 def _are_kinetics(names: Sequence[str]) -> bool:
     """Whether classes are the 400 official ones, in whatever order."""
-    return {_plain(one) for one in names} == {_plain(one) for one in kinetics_classes()}
+    return {_plain(one) for one in names} == {_plain(one) for one in class_names()}
 
 
 def _facts(weights: str) -> dict[str, str]:

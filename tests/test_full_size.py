@@ -18,8 +18,8 @@ from cache import open_cache
 from chain_making import options
 from pipeline.config import Run
 from pipeline.config_file import load_config
+from pipeline.datasets.k400 import class_names
 from pipeline.models import create_model, model_entry
-from pipeline.published import kinetics_classes
 from pipeline.samples import Sample, build_samples, write_samples
 from pipeline.weights import save_weights
 from stages.distill import distill
@@ -97,7 +97,7 @@ def full_size(folder: Path, pair: Pair) -> Run:
     run = load_config(path)
     assert (run.teach.vit.model, run.teach.cnn.model) == (pair.vit, pair.cnn)
     assert run.distill.student == pair.student
-    classes = list(kinetics_classes())
+    classes = class_names()
     label = classes.index("arm wrestling")
     rows = [
         Sample(f"{name}-{start}", name, "train", {"action": label}, start, start + 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never
@@ -16,8 +17,8 @@ import stages.gate
 from cache import open_cache
 from chain_making import options, write_config, write_teachers
 from pipeline.config import Run
+from pipeline.datasets.k400 import class_names
 from pipeline.models import VideoModel, create_model, model_entry
-from pipeline.published import kinetics_classes
 from pipeline.samples import Sample, Samples, build_samples, read_samples, write_samples
 from pipeline.weights import load_weights, save_weights, weights_digest
 from stages.extract import extract
@@ -238,13 +239,13 @@ def test_a_teacher_is_held_to_what_its_training_measured(mini: Run) -> None:
 # --- Kinetics-400: published weights, the official order of its classes --------------------------
 
 
-def kinetics_table(classes: tuple[str, ...]) -> Samples:
+def kinetics_table(classes: Sequence[str]) -> Samples:
     row = Sample("a", "a.mp4", "test", {"action": 0})
     return build_samples("k400", {"action": list(classes)}, [row])
 
 
 def test_the_class_order_is_the_official_one() -> None:
-    names = kinetics_classes()
+    names = class_names()
     assert len(set(names)) == 400
     assert list(names) == sorted(names)
     assert (names[0], names[6], names[399]) == ("abseiling", "arm wrestling", "zumba")
@@ -253,7 +254,7 @@ def test_the_class_order_is_the_official_one() -> None:
 def test_the_class_order_is_that_of_the_official_label_map() -> None:
     if not LABEL_MAP.exists():
         pytest.skip(f"{LABEL_MAP} is not there")
-    assert list(kinetics_classes()) == LABEL_MAP.read_text(encoding="utf-8").splitlines()
+    assert class_names() == LABEL_MAP.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture
@@ -268,7 +269,7 @@ def published(mini: Run) -> Run:
 
 
 def test_published_weights_want_the_official_class_order(published: Run) -> None:
-    names = kinetics_classes()
+    names = class_names()
     spelt = tuple(f'"{name}"'.replace(" ", "_") for name in names)  # as lists of others have them
     for fine in (names, spelt):
         assert not check_teachers(
@@ -285,7 +286,7 @@ def test_so_does_a_file_that_teach_did_not_write(mini: Run) -> None:
     model = create_model("pytorchvideo/x3d_xs", 400)
     torch.save(model.net.state_dict(), "X3D_XS.pth")
     save_weights(model, Path("ours.safetensors"), {})
-    names = kinetics_classes()
+    names = class_names()
     swapped = kinetics_table((*names[:5], names[6], names[5], *names[7:]))
     for file, fine in (("X3D_XS.pth", False), ("ours.safetensors", True)):
         run = write_config(
@@ -312,7 +313,7 @@ def test_kinetics_teachers_are_held_to_what_was_published(
     assert entry.published is not None
     bound = entry.published.top1 - 0.1 - 3 * np.sqrt(0.6912 * 0.3088 / 256)
     assert bound == pytest.approx(0.505, abs=1e-3)
-    table = kinetics_table(kinetics_classes())
+    table = kinetics_table(class_names())
     write_samples(table, published.samples_path)
     write_scores(published, {"cnn": model}, top1=top1, videos=256)
 
