@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -27,6 +28,7 @@ __all__ = [
     "head_keys",
     "load_weights",
     "read_facts",
+    "recorded_facts",
     "save_weights",
     "trained_classes",
     "weights_digest",
@@ -71,6 +73,22 @@ def read_facts(path: Path) -> dict[str, str]:
     return read_metadata(path)
 
 
+def recorded_facts(path: str | Path) -> dict[str, Any] | None:
+    """What `save_weights` was told of a teacher's weights; None where it did not write them.
+
+    Args:
+        path: `published`, or a file.
+    """
+    if str(path) == PUBLISHED:
+        return None
+    try:
+        metadata = read_facts(Path(path))
+        facts = json.loads(metadata.get("facts", "{}"))
+    except (WeightsError, ValueError):  # no safetensors, or no facts of ours
+        return None
+    return facts if "heads" in metadata and isinstance(facts, dict) else None
+
+
 def trained_classes(path: str | Path) -> str | None:
     """The digest of the class names that weights were trained for, as `teach --train` records it.
 
@@ -78,13 +96,7 @@ def trained_classes(path: str | Path) -> str | None:
         `Samples.classes_sha256` of the training, or None where a file does not say, as those of
         others and those of before this was recorded.
     """
-    if str(path) == PUBLISHED:
-        return None
-    try:
-        facts = json.loads(read_facts(Path(path)).get("facts", "{}"))
-    except (WeightsError, ValueError):  # no safetensors, or no facts of ours
-        return None
-    digest = facts.get("classes_sha256") if isinstance(facts, dict) else None
+    digest = (recorded_facts(path) or {}).get("classes_sha256")
     return digest if isinstance(digest, str) else None
 
 

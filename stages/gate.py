@@ -22,7 +22,7 @@ from pipeline.datasets.k400 import class_names
 from pipeline.models import VideoModel, model_entry
 from pipeline.published import published_classes
 from pipeline.samples import Samples
-from pipeline.weights import PUBLISHED, WeightsError, read_facts, weights_digest
+from pipeline.weights import PUBLISHED, recorded_facts, weights_digest
 from stages.progress import console
 from stages.scoring import Scored, labelled, score
 
@@ -141,8 +141,8 @@ def _scores_of_teach(
     known = {}
     for name, model in models.items():
         score = scores.get(name, {})
-        measured = score.get("samples_sha256"), score.get("weights_sha256")
-        if measured == (digest, weights_digest(model.net)):
+        same_samples = score.get("samples_sha256") == digest
+        if same_samples and score.get("weights_sha256") == weights_digest(model.net):
             known[name] = {figure: score[figure] for figure in ("split", "videos", "top1", "top5")}
     return known
 
@@ -168,7 +168,9 @@ def _wrong_classes(run: Run, table: Samples) -> list[str]:
         ours = next(iter(table.classes.values()))
         if theirs is None or [_plain(one) for one in ours] == [_plain(one) for one in theirs]:
             continue
-        if teacher.weights != PUBLISHED and (_facts(teacher.weights) or not _are_kinetics(ours)):
+        if teacher.weights != PUBLISHED and not _are_kinetics(ours):
+            continue
+        if recorded_facts(teacher.weights) is not None:
             continue
         pairs = zip(ours, theirs, strict=False)
         first = next((n for n, (a, b) in enumerate(pairs) if _plain(a) != _plain(b)), len(ours))
@@ -188,17 +190,6 @@ def _plain(name: str) -> str:
 def _are_kinetics(names: Sequence[str]) -> bool:
     """Whether classes are the 400 official ones, in whatever order."""
     return {_plain(one) for one in names} == {_plain(one) for one in class_names()}
-
-
-def _facts(weights: str) -> dict[str, str]:
-    """The metadata of weights that `teach` wrote; nothing of others, and of published ones."""
-    if weights == PUBLISHED:
-        return {}
-    try:
-        metadata = read_facts(Path(weights))
-    except WeightsError:  # a state dict of others
-        return {}
-    return metadata if "heads" in metadata else {}
 
 
 def _at(names: Sequence[str], index: int) -> str:
@@ -230,7 +221,7 @@ def _hint(scored: Scored, name: str) -> str:
 
 def _expected(run: Run, table: Samples, name: str, model: VideoModel) -> Expected | None:
     """What its makers published, or what was measured when it was trained."""
-    facts = json.loads(_facts(run.teachers[name].weights).get("facts", "{}"))
+    facts = recorded_facts(run.teachers[name].weights) or {}
     if "top1" in facts:
         return Expected(float(facts["top1"]), f"measured on {facts.get('validation')}")
     published = model_entry(model.name).published

@@ -9,7 +9,7 @@ import torch
 from pipeline.config import Run
 from pipeline.datasets import figures
 from pipeline.samples import Samples, build_samples, read_samples
-from pipeline.weights import weights_digest
+from pipeline.weights import PUBLISHED, weights_digest
 from stages.files import write_json
 from stages.prepare import render_split
 from stages.progress import console
@@ -17,7 +17,6 @@ from stages.scoring import labelled, score
 from stages.teacher_training import Labelled, TeachError, forget_checkpoint, train_teacher
 from stages.teachers import load_added, load_teachers
 
-_PUBLISHED = "published"
 _POOL_SEED_OFFSET = 1_000_003  # the pool never shares a video with the splits
 
 
@@ -77,9 +76,9 @@ def _training_samples(run: Run, samples: Samples, roles: list[str]) -> Labelled:
     """
     root = Path(run.prepare.root)
     for role in roles:
-        if getattr(run.teach, role).weights == _PUBLISHED:
+        if getattr(run.teach, role).weights == PUBLISHED:
             raise TeachError(
-                f"teach.{role}.weights is {_PUBLISHED!r}, which training cannot write: name a file "
+                f"teach.{role}.weights is {PUBLISHED!r}, which training cannot write: name a file "
                 f"there, and the weights to begin with in teach.{role}.start"
             )
     if run.teach.splits is not None:
