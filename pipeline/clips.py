@@ -18,7 +18,6 @@ from pipeline.views import (
     ClipSpec,
     View,
     ViewRule,
-    centre_view,
     draw_view,
 )
 
@@ -179,12 +178,6 @@ class StoredViews:
     def __call__(self, _sample: Sample, _info: VideoInfo) -> list[View]:
         """Read them."""
         return [View.from_row(record) for record in self.records]
-
-
-def central_view(sample: Sample, info: VideoInfo) -> list[View]:
-    """The single view of evaluation."""
-    start, stop = stretch(sample, info)
-    return [centre_view(start_sec=start, stop_sec=stop, width=info.width, height=info.height)]
 
 
 @dataclass(frozen=True)

@@ -79,16 +79,21 @@ def _unknown_splits(content: dict[str, Any]) -> list[str]:
         known, owner = list(made), "prepare.splits"
     else:
         return []
-    asked = [("evaluate.split", _raw(content, "evaluate", "split"))]
-    asked += [("teach.validation", _raw(content, "teach", "validation"))]
-    for section in ("distill", "extract", "teach"):
-        asked += [(f"{section}.splits", name) for name in _listed(content, section, "splits")]
     expected = f"a split of {owner} ({', '.join(map(str, known))})"
     return [
         f"  {name}: got {split!r}, expected {expected}"
-        for name, split in asked
-        if isinstance(split, str) and split not in known
+        for name, split in splits_asked(content)
+        if split not in known
     ]
+
+
+def splits_asked(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """The splits that a config's mapping names, each with the field that names it."""
+    asked = [("evaluate.split", _raw(content, "evaluate", "split"))]
+    asked += [("teach.validation", _raw(content, "teach", "validation"))]
+    for section in ("extract", "distill", "teach"):
+        asked += [(f"{section}.splits", name) for name in _listed(content, section, "splits")]
+    return [(field, split) for field, split in asked if isinstance(split, str)]
 
 
 def _unknown_teachers(content: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Literal
 from pipeline.clips import stretch
 from pipeline.samples import Sample
 from pipeline.video import VideoInfo
-from pipeline.views import View
+from pipeline.views import View, central_box
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def crop_boxes(
         width: of the frame in pixels.
         height: of the frame in pixels.
     """
-    side = min(width, height)
-    x, y = side / width / 2, side / height / 2
-    middle = (0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y)
+    middle = central_box(width=width, height=height)
     if crops == 1:
         return [middle]
     if width >= height:
-        return [(0.0, 0.0, 2 * x, 1.0), middle, (1 - 2 * x, 0.0, 1.0, 1.0)]
-    return [(0.0, 0.0, 1.0, 2 * y), middle, (0.0, 1 - 2 * y, 1.0, 1.0)]
+        share = height / width
+        return [(0.0, 0.0, share, 1.0), middle, (1 - share, 0.0, 1.0, 1.0)]
+    share = width / height
+    return [(0.0, 0.0, 1.0, share), middle, (0.0, 1 - share, 1.0, 1.0)]

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 _METADATA_KEY = b"dualkd"
 _SHOWN = 5  # bad rows named in a message
@@ -84,6 +86,13 @@ class Samples:
         """Digest of the class names: sha256 over canonical JSON of head → names in index order."""
         text = json.dumps(self.classes, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def labels(self, absent: int) -> dict[str, NDArray[np.int64]]:
+        """By head (N,), `absent` where a sample has none."""
+        return {
+            head: pc.fill_null(self.table[f"label_{head}"], absent).to_numpy().astype(np.int64)
+            for head in self.heads
+        }
 
     def splits(self) -> dict[str, int]:
         """Number of samples by split."""
@@ -155,10 +164,7 @@ def build_samples(
 
 def write_samples(samples: Samples, path: Path) -> None:
     """Write the table; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(samples.table, partial)
-    partial.replace(path)
+    write_parquet(samples.table, path)
 
 
 def read_samples(path: Path) -> Samples:
@@ -167,13 +173,7 @@ def read_samples(path: Path) -> Samples:
     Raises:
         SamplesError: the file is missing, is no samples table, or holds bad rows.
     """
-    if not path.is_file():
-        raise SamplesError(f"no samples table at {path}; `dualkd prepare` makes it")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise SamplesError(f"{path} is not a readable parquet file: {error}") from error
-    return samples_from_table(table, str(path))
+    return samples_from_table(read_parquet(path, "samples table"), str(path))
 
 
 def samples_from_table(table: pa.Table, source: str) -> Samples:
@@ -234,6 +234,30 @@ def check_samples(samples: Samples) -> Samples:
         "samples that start before 0 or stop before they start",
     )
     return samples
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table of `prepare`; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(table, partial)
+    partial.replace(path)
+
+
+def read_parquet(path: Path, what: str) -> pa.Table:
+    """Read a table of `prepare`.
+
+    Raises:
+        SamplesError: the file is missing, or is not parquet; the message names `what`.
+    """
+    if not path.is_file():
+        raise SamplesError(f"no {what} at {path}; `dualkd prepare` makes it")
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SamplesError(
+            f"{path} is not a readable parquet file ({error}); `dualkd prepare` makes it"
+        ) from error
 
 
 def _check_columns(table: pa.Table, classes: Mapping[str, list[str]]) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.samples import Samples, SamplesError
+from pipeline.samples import Samples, SamplesError, read_parquet, write_parquet
 
 _ID = "sample_id"
 
@@ -31,10 +30,7 @@ def write_subsets(samples: Samples, subsets: Mapping[str, Collection[str]], path
     columns = {_ID: pa.array(names, pa.string())}
     for subset, members in subsets.items():
         columns[subset] = pa.array([name in members for name in names], pa.bool_())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.table(columns), partial)
-    partial.replace(path)
+    write_parquet(pa.table(columns), path)
 
 
 def read_subsets(path: Path, samples: Samples) -> dict[str, NDArray[np.bool_]]:
@@ -51,12 +47,7 @@ def read_subsets(path: Path, samples: Samples) -> dict[str, NDArray[np.bool_]]:
         SamplesError: the file is missing, is no table of subsets, or lacks a sample.
     """
     again = "`dualkd prepare` makes it"
-    if not path.is_file():
-        raise SamplesError(f"no table of subsets at {path}; {again}")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise SamplesError(f"{path} is not a readable parquet file ({error}); {again}") from error
+    table = read_parquet(path, "table of subsets")
     if _ID not in table.column_names:
         raise SamplesError(f"{path} lacks the column {_ID}; {again}")
     for name in table.column_names:

@@ -145,9 +145,15 @@ def draw_view(
 
 def centre_view(*, start_sec: float, stop_sec: float, width: int, height: int) -> View:
     """The single view of evaluation: the middle of the stretch, the central square, no flip."""
+    box = central_box(width=width, height=height)
+    return View((start_sec + stop_sec) / 2, *box, flip=False)
+
+
+def central_box(*, width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest square in the middle of a frame: x0, y0, x1, y1 as fractions of it."""
     side = min(width, height)
     x, y = side / width / 2, side / height / 2
-    return View((start_sec + stop_sec) / 2, 0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y, flip=False)
+    return 0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y
 
 
 def clip_times(

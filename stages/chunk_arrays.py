@@ -85,7 +85,7 @@ class ChunkArrays:
             for place, (vit, cnn) in zip(places, outputs, strict=True):
                 self._enter(place, stored_values(vit, cnn, projection), "status")
         for name in self._added:
-            of_added = self._networks.outputs_of_added(name, good, batch_size)
+            of_added = self._networks.outputs_of(name, good, batch_size)
             for place, output in zip(places, of_added, strict=True):
                 self._enter(place, stored_values_of_added(name, output), f"{name}/status")
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cache import (
@@ -38,7 +37,7 @@ from stages.gate import check_teachers
 from stages.opening import Wanted, open_wanted, put_in_place
 from stages.progress import console, meter, track
 from stages.recorded import environment
-from stages.rows import Networks, drawn_views, stored_projection
+from stages.rows import Networks, drawn_views, ordered_samples, stored_projection
 from stages.teachers import load_added, load_teachers
 
 __all__ = ["ExtractError", "Options", "extract"]
@@ -87,26 +86,25 @@ def extract(run: Run, options: Options) -> None:
 
 def _wanted(run: Run, options: Options) -> Wanted:
     table = read_samples(run.samples_path)
-    listed = table.of_splits(run.extract.splits)
-    # A seeded order, so that any contiguous part of the cache is an unbiased part.
-    order = np.random.default_rng(run.extract.views.seed).permutation(len(listed))
     networks = Networks(
         load_teachers(run, table, options.device),
         run.extract.clips,
         load_added(run, table, options.device),
         run.extract.precision,
     )
-    return Wanted(run, table, listed.take(order), networks, options.views, options.limit)
+    samples = ordered_samples(run, table)
+    return Wanted(run, table, samples, networks, options.views, options.limit)
 
 
 def _pass_gate(options: Options, wanted: Wanted) -> dict[str, Any]:
     """Score the teachers that the cache does not know as scored; they are of its identity."""
-    models = wanted.networks.teachers.by_role() | dict(wanted.networks.added)
+    models = wanted.networks.by_name
     rows = len(wanted.first_samples) * options.views
     if is_cache(options.out):
         stored = open_cache(options.out)
         samples = stored.num_samples + len(wanted.new_samples(stored))
-        made = 0 if wanted.networks.added.keys() - stored.added.keys() else _rows_made(stored)
+        again = bool(wanted.networks.added.keys() - stored.added.keys())
+        made = 0 if again else int((stored.status != Status.MISSING).sum())
         rows = samples * options.views - made
         passed = stored.provenance.get("accuracy", {})
         models = {name: model for name, model in models.items() if name not in passed}
@@ -120,10 +118,6 @@ def _pass_gate(options: Options, wanted: Wanted) -> dict[str, Any]:
         workers=options.workers,
         batch_size=options.batch_size,
     )
-
-
-def _rows_made(stored: TeacherCache) -> int:
-    return int((stored.status != Status.MISSING).sum())
 
 
 def _pending(writer: CacheWriter, options: Options, wanted: Wanted) -> list[PendingChunk]:

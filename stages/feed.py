@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -112,10 +111,7 @@ class Feed:
         self.stored = self._clip_field in cache.fields  # else the videos are decoded again
         self._fields = teacher_fields(run, samples, method)
         self._ids = samples.table["sample_id"].to_pylist()
-        self._labels = {
-            head: pc.fill_null(samples.table[f"label_{head}"], NO_LABEL).to_numpy().astype(np.int64)
-            for head in samples.heads
-        }
+        self._labels = samples.labels(NO_LABEL)
         self.steps = steps_in_epoch(len(self._rows), run.distill.train.batch_size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -20,13 +21,19 @@ from rich.table import Table
 from cache import OWN_FIELDS
 from pipeline.clips import Read
 from pipeline.config import Run
-from pipeline.models import VideoModel, create_model
+from pipeline.models import Features, VideoModel, create_model
 from pipeline.projection import Projection
 from pipeline.samples import Samples, read_samples
 from stages.fields import cache_fields
 from stages.progress import PlainConsole
-from stages.rows import Networks, drawn_views, stored_values, stored_values_of_added
-from stages.teachers import Teachers
+from stages.rows import (
+    Networks,
+    drawn_views,
+    ordered_samples,
+    stored_values,
+    stored_values_of_added,
+)
+from stages.teachers import Teachers, features, placed
 from stages.wording import count, duration, plural, size
 
 _LEAST_SAMPLES = 3  # whose decoding is timed; the first opens libraries, and is not
@@ -64,9 +71,8 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
         pipeline.samples.SamplesError: there is no samples table.
     """
     table = read_samples(run.samples_path)
-    listed = table.of_splits(run.extract.splits)
-    order = np.random.default_rng(run.extract.views.seed).permutation(len(listed))
-    samples = listed.take(order[: options.limit])
+    samples = ordered_samples(run, table)
+    samples = samples.take(range(min(options.limit or len(samples), len(samples))))
     networks = _networks(run, table, options.device)
     fields = [*OWN_FIELDS, *cache_fields(run, table, networks)]
     row_bytes = {field.name: field.row_bytes for field in fields}
@@ -98,9 +104,7 @@ def _networks(run: Run, table: Samples, device: torch.device) -> Networks:
     """The networks with random weights: what they cost does not depend on the weights."""
 
     def made(name: str) -> VideoModel:
-        model = create_model(name, table.heads).eval()
-        model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        return model
+        return placed(create_model(name, table.heads).eval(), device)
 
     return Networks(
         Teachers(made(run.teach.vit.model), made(run.teach.cnn.model)),
@@ -116,15 +120,12 @@ def _calibrate(
     """Seconds: `decode` of a sample, each network and `store` of a view."""
     reads, decode = _timed_reads(run, samples, networks, options)
     seconds = {"decode": decode}
-    clips = {"vit": 0, "cnn": 1} | {name: networks.added_clip(name) for name in networks.added}
-    for name, which in clips.items():
-        model = networks.added.get(name) or networks.teachers.by_role()[name]
-        each = np.concatenate([read.clips.clips[which] for read in reads if read.clips])
+    for name, model in networks.by_name.items():
+        each = networks.clips_of(name, reads)
 
         def forward(size: int, model: VideoModel = model, each: Any = each) -> None:
             batch = np.resize(each, (size, *each.shape[1:]))
-            (answer,) = networks.outputs_of(model, batch, size)
-            answer.map.flatten()[0].item()  # waits for a GPU
+            features(model, batch, networks.precision).map.flatten()[0].item()  # waits for a GPU
 
         seconds[name] = _per_clip(forward, options)
     seconds["store"] = _per_clip(_storing(run, networks, reads), options)
@@ -188,7 +189,7 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
     clips = [read.clips for read in reads if read.clips]
     ((vit, cnn),) = islice(networks.outputs(reads[:1], len(clips[0].views)), 1)
     added = {
-        name: next(networks.outputs_of_added(name, reads[:1], len(clips[0].views)))
+        name: next(networks.outputs_of(name, reads[:1], len(clips[0].views)))
         for name in networks.added
     }
     config = run.extract.projection
@@ -204,12 +205,23 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
         explained=0.0,
     )
 
+    @cache
+    def repeated(size: int) -> list[Features]:
+        rows = torch.arange(size, device=vit.map.device) % len(vit.map)
+        return [
+            Features(
+                {head: logits[rows] for head, logits in one.logits.items()},
+                one.pooled[rows],
+                one.map[rows],
+            )
+            for one in (vit, cnn, *added.values())
+        ]
+
     def store(size: int) -> None:
-        repeats = -(-size // len(vit.map))
-        for _ in range(repeats):
-            stored_values(vit, cnn, projection)
-            for name, answer in added.items():
-                stored_values_of_added(name, answer)
+        of_vit, of_cnn, *others = repeated(size)
+        stored_values(of_vit, of_cnn, projection)
+        for name, answer in zip(added, others, strict=True):
+            stored_values_of_added(name, answer)
 
     return store
 
@@ -309,20 +321,23 @@ def show(facts: Mapping[str, Any]) -> None:
         f"cost more; a student takes {epochs}",
     )
     console.print(about)
-    fields = Table(box=box.SIMPLE_HEAD)
-    fields.add_column("field")
-    for name in ("size", "share"):
-        fields.add_column(name, justify="right")
+    fields = _table("field", "size", "share")
     for name, each in sizes["by_field"].items():
         fields.add_row(name, size(each), f"{each / sizes['all']:.1%}")
     console.print(fields)
-    less = Table(box=box.SIMPLE_HEAD)
-    less.add_column("with less")
-    for name in ("size", "wall"):
-        less.add_column(name, justify="right")
+    less = _table("with less", "size", "wall")
     for name, one in facts["less"].items():
         less.add_row(name, size(one["bytes"]), _time(one["wall_hours"]))
     console.print(less)
+
+
+def _table(first: str, *figures: str) -> Table:
+    """An empty table of figures by name."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(first)
+    for name in figures:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _time(hours: float) -> str:

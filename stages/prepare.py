@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import Run
+from pipeline.config_file import splits_asked
 from pipeline.config_prepare import (
     PrepareEpic100,
     PrepareFigures,
@@ -130,14 +131,9 @@ def _listed(section: PrepareK400 | PrepareHmdb51 | PrepareEpic100 | PrepareFolde
 
 def _wanted_splits(run: Run) -> dict[str, list[str]]:
     """The splits that a config reads, with the fields that name them."""
-    asked = [("evaluate.split", run.evaluate.split), ("teach.validation", run.teach.validation)]
-    asked += [("extract.splits", name) for name in run.extract.splits]
-    asked += [("distill.splits", name) for name in run.distill.splits]
-    asked += [("teach.splits", name) for name in run.teach.splits or ()]
     wanted = defaultdict(list)
-    for field, name in asked:
-        if name is not None:
-            wanted[name].append(field)
+    for field, name in splits_asked(run.model_dump()):
+        wanted[name].append(field)
     return dict(wanted)
 
 

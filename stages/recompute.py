@@ -208,7 +208,7 @@ def _make(
         made[clip_field(name)] = np.concatenate([of_row.clips[which] for of_row in clips])
     made |= stored_values(vit, cnn, projection)
     for name in networks.added:
-        (output,) = networks.outputs_of_added(name, reads, len(reads))
+        (output,) = networks.outputs_of(name, reads, len(reads))
         made |= stored_values_of_added(name, output)
     return made
 

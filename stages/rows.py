@@ -22,6 +22,15 @@ from pipeline.samples import Samples
 from stages.teachers import Teachers, features
 
 
+def ordered_samples(run: Run, table: Samples) -> Samples:
+    """The samples that the config asks for, as a cache holds them.
+
+    Their order is drawn by the seed of the views, so that any contiguous part is an unbiased one.
+    """
+    listed = table.of_splits(run.extract.splits)
+    return listed.take(np.random.default_rng(run.extract.views.seed).permutation(len(listed)))
+
+
 def drawn_views(run: Run, views: Sequence[int]) -> DrawnViews:
     """The views of these indices, as the config's rule draws them."""
     return DrawnViews(view_rule(run.extract.views), tuple(views))
@@ -47,33 +56,30 @@ class Networks:
         self, reads: Sequence[Read], batch_size: int
     ) -> Iterator[tuple[Features, Features]]:
         """Outputs of the two teachers for all views of samples, in batches."""
-        vit, cnn = (self._outputs(*each, reads, batch_size) for each in enumerate(self.teachers))
+        vit, cnn = (self.outputs_of(role, reads, batch_size) for role in Teachers._fields)
         return zip(vit, cnn, strict=True)
 
-    def outputs_of_added(
-        self, name: str, reads: Sequence[Read], batch_size: int
-    ) -> Iterator[Features]:
-        """Outputs of an added teacher for all views of samples, in batches."""
-        return self._outputs(self.added_clip(name), self.added[name], reads, batch_size)
-
-    def _outputs(
-        self, which: int, model: VideoModel, reads: Sequence[Read], batch_size: int
-    ) -> Iterator[Features]:
-        clips = np.concatenate([read.clips.clips[which] for read in reads if read.clips])
-        return self.outputs_of(model, clips, batch_size)
-
-    def outputs_of(
-        self, model: VideoModel, clips: NDArray[np.uint8], batch_size: int
-    ) -> Iterator[Features]:
-        """Outputs of a teacher for clips (N, T, H, W, 3) uint8, in batches."""
+    def outputs_of(self, name: str, reads: Sequence[Read], batch_size: int) -> Iterator[Features]:
+        """Outputs of a teacher for all views of samples, in batches."""
+        model, clips = self.by_name[name], self.clips_of(name, reads)
         for start in range(0, len(clips), batch_size):
             yield features(model, clips[start : start + batch_size], self.precision)
+
+    @property
+    def by_name(self) -> dict[str, VideoModel]:
+        """All teachers: the two by role, further ones by their names."""
+        return self.teachers.by_role() | dict(self.added)
+
+    def clips_of(self, name: str, reads: Sequence[Read]) -> NDArray[np.uint8]:
+        """A teacher's clips (N, T, H, W, 3) of all views of samples."""
+        which = Teachers._fields.index(name) if name in Teachers._fields else self._added(name)
+        return np.concatenate([read.clips.clips[which] for read in reads if read.clips])
 
     def student_clip(self, name: str) -> int:
         """Which of a sample's clips is a student's."""
         return len(self.teachers) + self.students.index(name)
 
-    def added_clip(self, name: str) -> int:
+    def _added(self, name: str) -> int:
         """Which of a sample's clips is an added teacher's."""
         return len(self.teachers) + len(self.students) + list(self.added).index(name)
 
@@ -88,7 +94,7 @@ class Networks:
             *(model_entry(name).clip for name in self.students),
             *(model.clip for model in self.added.values()),
         ]
-        digested = [range(len(self.teachers)), *([self.added_clip(name)] for name in self.added)]
+        digested = [range(len(self.teachers)), *([self._added(name)] for name in self.added)]
         return ClipDataset(Path(run.prepare.root), samples, specs, digested=digested)
 
 

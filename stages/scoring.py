@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from pipeline.clips import ClipDataset, Read, Request, in_batches, iterate
+from pipeline.clips import ClipDataset, Request, in_batches, iterate
 from pipeline.config import Precision
 from pipeline.metrics import joint_top_k, mean_of_views
 from pipeline.models import VideoModel
+from pipeline.objective import NO_LABEL
 from pipeline.protocols import CENTRE, Protocol, ProtocolViews
 from pipeline.samples import Samples
 from pipeline.training import predict
@@ -84,10 +84,8 @@ def labelled(samples: Samples) -> Samples:
     Raises:
         ScoringError: there are none.
     """
-    columns = [samples.table[f"label_{head}"] for head in samples.heads]
-    complete = np.flatnonzero(
-        np.all([pc.is_valid(column).to_numpy() for column in columns], axis=0)
-    )
+    by_head = samples.labels(NO_LABEL).values()
+    complete = np.flatnonzero(np.all([labels != NO_LABEL for labels in by_head], axis=0))
     if not len(complete):
         splits = ", ".join(samples.splits())
         raise ScoringError(f"not one of the {len(samples)} samples of {splits} has labels")
@@ -144,7 +142,8 @@ def score(
         if not good:
             continue
         rows += [read.row for read in good]
-        scored.clips += sum(_views(good))
+        counts = [len(read.clips.views) for read in good if read.clips]
+        scored.clips += sum(counts)
         for role, model in models.items():
             which = specs.index(model.clip)
             clips = np.concatenate([read.clips.clips[which] for read in good if read.clips])
@@ -152,13 +151,11 @@ def score(
             answer = _answers(model, clips, batch_size, precision)
             scored.seconds[role] += time.perf_counter() - started
             for head, of_head in answer.items():
-                logits[role][head].append(_by_sample(of_head, _views(good), protocol))
+                logits[role][head].append(_by_sample(of_head, counts, protocol))
     _tell_unreadable(samples, scored.errors, max_failed_share)
     scored.rows = np.array(rows)
-    scored.labels = {
-        head: samples.table[f"label_{head}"].to_numpy()[scored.rows].astype(np.int64)
-        for head in samples.heads
-    }
+    by_head = samples.labels(NO_LABEL)
+    scored.labels = {head: labels[scored.rows] for head, labels in by_head.items()}
     scored.logits = {
         role: {head: np.concatenate(parts) for head, parts in of_role.items()}
         for role, of_role in logits.items()
@@ -185,11 +182,6 @@ def _tell_unreadable(samples: Samples, errors: Mapping[int, str], limit: float) 
             f"extract.max_failed_share {limit:.0%} allows: a score of the rest would mislead. The "
             f"first: {first}"
         )
-
-
-def _views(reads: Sequence[Read]) -> list[int]:
-    """How many views of each sample there are."""
-    return [len(read.clips.views) for read in reads if read.clips]
 
 
 def _answers(

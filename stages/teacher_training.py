@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -53,20 +52,11 @@ class Labelled:
         Raises:
             TeachError: none has.
         """
-        columns = [samples.table[f"label_{head}"] for head in samples.heads]
-        labelled = np.any([pc.is_valid(column).to_numpy() for column in columns], axis=0)
+        by_head = samples.labels(NO_LABEL).values()
+        labelled = np.any([labels != NO_LABEL for labels in by_head], axis=0)
         if not labelled.all():
             console.print(f"{int((~labelled).sum())} samples without a label are left out")
         return cls(root, samples.take(np.flatnonzero(labelled)))
-
-    def labels(self) -> dict[str, NDArray[np.int64]]:
-        """By head, (N,); `NO_LABEL` where a sample has none."""
-        return {
-            head: pc.fill_null(self.samples.table[f"label_{head}"], NO_LABEL)
-            .to_numpy()
-            .astype(np.int64)
-            for head in self.samples.heads
-        }
 
 
 class _Feed:
@@ -86,7 +76,7 @@ class _Feed:
         self._rule = ViewRule(run.teach.seed, run.teach.scale, model.clip.span_sec, flip=False)
         self._dataset = ClipDataset(source.root, source.samples, [model.clip])
         self._size = model.clip.size
-        self._labels = source.labels()
+        self._labels = source.samples.labels(NO_LABEL)
         self._ids = source.samples.table["sample_id"].to_pylist()
         self.steps = steps_in_epoch(len(self._ids), recipe.batch_size)
 

@@ -58,9 +58,7 @@ def load_teachers(run: Run, samples: Samples, device: torch.device) -> Teachers:
             other classes than the samples table's; or published weights could not be downloaded.
     """
     pair = Teachers(*(_load(run, samples, role) for role in Teachers._fields))
-    for model in pair:
-        model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return pair
+    return Teachers(*(placed(model, device) for model in pair))
 
 
 def load_added(
@@ -70,9 +68,13 @@ def load_added(
     added = {}
     for name in run.extract.added if names is None else names:
         added[name] = _load(run, samples, name)
-    for model in added.values():
-        model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return added
+    return {name: placed(model, device) for name, model in added.items()}
+
+
+def placed(model: VideoModel, device: torch.device) -> VideoModel:
+    """A teacher moved to a device, its weights in the order of memory that `features` expects."""
+    model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return model
 
 
 def _load(run: Run, samples: Samples, name: str) -> VideoModel:

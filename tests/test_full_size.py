@@ -171,29 +171,6 @@ def check_chain(run: Run, pair: Pair) -> None:
         assert metrics[role]["flops"] / 1e9 == pytest.approx(flops, rel=0.01)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.student.partition("/")[2])
-def test_a_pair_goes_through_the_whole_chain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = full_size(tmp_path, pair)
-    run_chain(run, torch.device("cpu"))
-    check_chain(run, pair)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.student.partition("/")[2])
-def test_a_pair_goes_through_the_whole_chain_on_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = full_size(tmp_path, pair)
-    run_chain(run, torch.device("cuda"))
-    check_chain(run, pair)
-
-
 DEVICES = [
     "cpu",
     pytest.param(
@@ -204,6 +181,18 @@ DEVICES = [
         ],
     ),
 ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.student.partition("/")[2])
+def test_a_pair_goes_through_the_whole_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair, device: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = full_size(tmp_path, pair)
+    run_chain(run, torch.device(device))
+    check_chain(run, pair)
 
 
 @pytest.mark.slow

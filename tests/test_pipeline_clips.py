@@ -21,11 +21,11 @@ from pipeline.clips import (
     Request,
     SampleClips,
     StoredViews,
-    central_view,
     iterate,
     read_clips,
     stretch,
 )
+from pipeline.protocols import CENTRE, ProtocolViews
 from pipeline.samples import Sample, Samples, build_samples
 from pipeline.video import VideoError, VideoInfo
 from pipeline.video_file import VideoFile
@@ -370,7 +370,7 @@ def test_views_are_drawn_inside_the_stretch(root: Path) -> None:
     centres = [view.centre_sec for view in choose(part, VideoInfo(96, 64, 2.5, 30.0))]
     half = WIDE.span_sec / 2
     assert 1.0 + half <= min(centres) < max(centres) <= 2.25 - half
-    (middle,) = central_view(part, VideoInfo(96, 64, 2.5, 30.0))
+    (middle,) = ProtocolViews(CENTRE, 0.0)(part, VideoInfo(96, 64, 2.5, 30.0))
     assert middle.centre_sec == 1.625
 
 

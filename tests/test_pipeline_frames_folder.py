@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.clips import ClipDataset, DrawnViews, central_view, iterate, read_clips
+from pipeline.clips import ClipDataset, DrawnViews, iterate, read_clips
 from pipeline.frames_folder import FramesFolder
+from pipeline.protocols import CENTRE, ProtocolViews
 from pipeline.samples import Sample, build_samples
 from pipeline.video import VideoError, open_video
 from pipeline.views import ClipSpec, ViewRule
@@ -135,7 +136,7 @@ def test_samples_of_a_folder_are_read_like_those_of_a_video(root: Path) -> None:
     np.testing.assert_array_equal(reads[0].clips.digests, alone.digests)
     np.testing.assert_array_equal(reads[0].clips.clips[0], alone.clips[0])
     assert "the sample starts at 9.00 s, but the video ends at 0.67 s" in str(reads[2].error)
-    (central,) = read_clips(root, rows[1], central_view, [spec]).clips
+    (central,) = read_clips(root, rows[1], ProtocolViews(CENTRE, 0.0), [spec]).clips
     assert [frame_number(frame) for frame in central[0]] == [8, 14, 20, 26]
 
 

@@ -7,11 +7,11 @@ import typing
 
 import pytest
 
-from pipeline.clips import central_view
 from pipeline.config import Evaluate
 from pipeline.protocols import CENTRE, PROTOCOLS, ProtocolViews, clip_centres, crop_boxes
 from pipeline.samples import Sample
 from pipeline.video import VideoError, VideoInfo
+from pipeline.views import centre_view
 
 SAMPLE = Sample("a", "a.mp4", "test", {"action": 0})
 WIDE, TALL, SQUARE = (340, 256), (256, 454), (112, 112)
@@ -37,8 +37,9 @@ def test_a_config_names_the_protocols_that_there_are() -> None:
 @pytest.mark.parametrize("size", [WIDE, TALL, SQUARE, (341, 255)])
 def test_the_centre_is_the_single_view_of_before(size: tuple[int, int]) -> None:
     part = Sample("a", "a.mp4", "test", {}, 1.3, 7.9)
-    for sample in (SAMPLE, part):
-        assert ProtocolViews(CENTRE, 2.0)(sample, info(size)) == central_view(sample, info(size))
+    for sample, start, stop in ((SAMPLE, 0.0, info(size).duration_sec), (part, 1.3, 7.9)):
+        view = centre_view(start_sec=start, stop_sec=stop, width=size[0], height=size[1])
+        assert ProtocolViews(CENTRE, 2.0)(sample, info(size)) == [view]
 
 
 @pytest.mark.parametrize("clips", [2, 5, 10])

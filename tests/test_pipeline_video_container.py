@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.clips import central_view, read_clips
+from pipeline.clips import read_clips
+from pipeline.protocols import CENTRE, ProtocolViews
 from pipeline.samples import Sample
 from pipeline.video import open_video
 from pipeline.views import ClipSpec, cut_clip
@@ -64,10 +65,10 @@ def test_clips_are_cut_out_of_upright_frames(tmp_path: Path) -> None:
     turned(tmp_path / "phone.mp4", (0, 1, -1, 0))
     sample = Sample("phone", "phone.mp4", "train", {})
     spec = ClipSpec(frames=4, stride=3, size=20)
-    read = read_clips(tmp_path, sample, central_view, [spec])
+    read = read_clips(tmp_path, sample, ProtocolViews(CENTRE, 0.0), [spec])
     with open_video(tmp_path / "phone.mp4") as video:
         assert (video.info.width, video.info.height) == (48, 64)
-        (view,) = central_view(sample, video.info)
+        (view,) = ProtocolViews(CENTRE, 0.0)(sample, video.info)
         assert (view.x0, view.x1) == (0.0, 1.0)  # the square of an upright picture is its width
         frames = video.frames_at(np.array([0.85, 0.95, 1.05, 1.15]))
     np.testing.assert_array_equal(read.clips[0][0], cut_clip(frames.rgb, view, spec))

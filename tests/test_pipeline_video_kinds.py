@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kind_making import BROKEN, CUT, KINDS, TURNED, difference, picture, put_kinds, write_kind
-from pipeline.clips import DrawnViews, central_view, read_clips
+from pipeline.clips import DrawnViews, read_clips
 from pipeline.probing import probe
+from pipeline.protocols import CENTRE, ProtocolViews
 from pipeline.samples import Sample
 from pipeline.video import VideoError, open_video
 from pipeline.views import ClipSpec, ViewRule
@@ -41,7 +42,7 @@ def test_the_colours_are_those_that_were_stored(name: str, kinds: Path) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_clips_are_cut_out_of_every_size_and_length(name: str, kinds: Path) -> None:
     spec, rule = ClipSpec(frames=3, stride=9, size=12), ViewRule(0, (0.1, 1.0), 0.9, flip=True)
-    for choose in (DrawnViews(rule, (0, 1, 2)), central_view):
+    for choose in (DrawnViews(rule, (0, 1, 2)), ProtocolViews(CENTRE, 0.0)):
         read = read_clips(kinds, Sample(name, name, "train", {}), choose, [spec])
         assert read.clips[0].shape[1:] == (3, 12, 12, 3)
 

@@ -17,6 +17,7 @@ from chain_making import write_config
 from pipeline.config import Run
 from pipeline.datasets import figures
 from pipeline.models import create_model
+from pipeline.objective import NO_LABEL
 from pipeline.resuming import CheckpointError
 from pipeline.samples import Samples, read_samples
 from pipeline.weights import WeightsError, load_weights, read_facts, save_weights
@@ -221,7 +222,10 @@ def test_samples_without_a_label_are_counted_and_left_out(
     left = Labelled.of(Path("videos"), without_labels(samples, [1, 4]))
     assert "2 samples without a label are left out" in capsys.readouterr().err
     assert len(left.samples) == len(samples) - 2
-    assert left.labels()["action"].tolist() == left.samples.table["label_action"].to_pylist()
+    assert (
+        left.samples.labels(NO_LABEL)["action"].tolist()
+        == left.samples.table["label_action"].to_pylist()
+    )
     with pytest.raises(TeachError, match="not one sample below videos has a label"):
         Labelled.of(Path("videos"), without_labels(samples, list(range(len(samples)))))
     assert left.samples.digest() != samples.digest()
@@ -232,7 +236,7 @@ def test_a_sample_may_lack_the_label_of_one_head(mini: Run) -> None:
     blank = without_labels(samples, [0]).table["label_action"]
     table = samples.table.append_column("label_noun", blank)
     both = Samples(samples.dataset, {**samples.classes, "noun": samples.classes["action"]}, table)
-    labels = Labelled.of(Path("videos"), both).labels()
+    labels = Labelled.of(Path("videos"), both).samples.labels(NO_LABEL)
     assert labels["noun"][0] == -100
     assert labels["noun"][1:].tolist() == labels["action"][1:].tolist()
 

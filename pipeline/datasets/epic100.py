@@ -17,9 +17,9 @@ from pipeline.datasets.listing import (
     DatasetError,
     Listed,
     Listing,
+    annotation_folders,
     check_root,
     first_folder,
-    in_and_beside,
     make_listing,
     nothing_fits,
     shown,
@@ -87,7 +87,7 @@ def list_epic100(
         DatasetError: no layout fits, or a row cannot be right; file, line and value are named.
     """
     check_root(root)
-    folders = [annotations] if annotations else _annotation_folders(root)
+    folders = annotation_folders(root, annotations, _ANNOTATION_FOLDERS)
     folder = first_folder(folders, SPLITS.values())
     if folder is None:
         raise nothing_fits("EPIC-KITCHENS-100", annotations or root, LOOKED_FOR)
@@ -154,11 +154,6 @@ def _participants(path: Path) -> set[str]:
             raise DatasetError(f"{place}: participant_id is {person!r}, expected one as P01")
         people.add(person)
     return people
-
-
-def _annotation_folders(root: Path) -> list[Path]:
-    places = in_and_beside(root)
-    return [place / name for place in places for name in _ANNOTATION_FOLDERS]
 
 
 def _class_names(path: Path) -> list[str]:

@@ -14,9 +14,9 @@ from pipeline.datasets.listing import (
     DatasetError,
     Listed,
     Listing,
+    annotation_folders,
     check_root,
     find_videos,
-    in_and_beside,
     make_listing,
     nothing_fits,
     shown,
@@ -57,7 +57,7 @@ def list_hmdb51(root: Path, official_split: int, annotations: Path | None = None
     check_root(root)
     ending = f"_test_split{official_split}.txt"
     files: dict[str, Path] = {}
-    for folder in [annotations] if annotations else _split_folders(root):
+    for folder in annotation_folders(root, annotations, _SPLIT_FOLDERS):
         if folder.is_dir():
             files = {path.name[: -len(ending)]: path for path in folder.glob(f"*{ending}")}
         if files:
@@ -80,10 +80,6 @@ def list_hmdb51(root: Path, official_split: int, annotations: Path | None = None
     layout = f"official split {official_split} in {shown(folder, root)}/, videos in "
     layout += f"{base}<class>/" if base else "<class>/"
     return make_listing(layout, {"action": classes}, rows, notes)
-
-
-def _split_folders(root: Path) -> list[Path]:
-    return [place / name for place in in_and_beside(root) for name in _SPLIT_FOLDERS]
 
 
 def _videos(root: Path, classes: list[str]) -> tuple[str, dict[str, dict[str, str]]]:

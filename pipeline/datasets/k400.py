@@ -20,11 +20,11 @@ from pipeline.datasets.listing import (
     DatasetError,
     Listed,
     Listing,
+    annotation_folders,
     check_root,
     contents,
     find_videos,
     first_folder,
-    in_and_beside,
     make_listing,
     nothing_fits,
     shown,
@@ -78,9 +78,7 @@ def list_k400(root: Path, annotations: Path | None = None) -> Listing:
         DatasetError: no layout fits, or a row cannot be right; file, line and value are named.
     """
     check_root(root)
-    folders = [annotations] if annotations else []
-    if not annotations:
-        folders = [place / name for place in in_and_beside(root) for name in ("annotations", "")]
+    folders = annotation_folders(root, annotations, ("annotations", ""))
     csvs = {split: _csv_names(split) for split in SPLITS}
     folder = first_folder(folders, [name for names in csvs.values() for name in names])
     videos = {split: _Videos.of(root, split) for split in SPLITS}

@@ -165,6 +165,13 @@ def in_and_beside(root: Path) -> list[Path]:
     return list(dict.fromkeys([root, beside, root.resolve().parent]))
 
 
+def annotation_folders(root: Path, given: Path | None, names: Iterable[str]) -> list[Path]:
+    """The folder that the config gives; or where else to look: `names` in and beside the root."""
+    if given is not None:
+        return [given]
+    return [place / name for place in in_and_beside(root) for name in names]
+
+
 def nothing_fits(dataset: str, root: Path, looked_for: Iterable[str]) -> DatasetError:
     """The error of a root without any of the known layouts: what was looked for, what is there."""
     lines = [f"{root} is not {dataset} as it is known here. Looked for:"]
