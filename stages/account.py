@@ -86,7 +86,7 @@ def show(account: Mapping[str, Any]) -> None:
     console.print(table)
     worst = _worst(account)
     if worst:
-        console.print(f"most missing: {', '.join(worst)}")
+        console.print(f"classes that lack most: {', '.join(worst)}")
     for note in account["notes"]:
         console.print(note)
 

@@ -149,6 +149,23 @@ def report(
 
 
 @app.command()
+def mean(
+    datasets: Annotated[
+        list[str], typer.Argument(help="Runs that `evaluate` has scored: configs/DATASET.yaml.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Average the accuracies of several runs: HMDB51's three official splits, or seeds."""
+    from stages.mean import mean_of_runs, show
+
+    facts = mean_of_runs([_load(dataset) for dataset in datasets])
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        show(facts)
+
+
+@app.command()
 def models(
     names: Annotated[
         list[str] | None,

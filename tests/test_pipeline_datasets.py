@@ -114,6 +114,28 @@ def test_k400_in_each_layout_is_the_same_dataset(layout: str, tmp_path: Path) ->
         assert listing.layout.startswith("mmaction2's lists in ./, videos in videos_train/")
 
 
+def test_mmaction2s_lists_find_videos_of_another_container_or_folder(tmp_path: Path) -> None:
+    """The lists say .mp4 and a folder with underscores; downloads are often .mkv, or lie flat."""
+    name = "0wR5jVB-WPk_000417_000427"
+    write_lines(tmp_path / "kinetics400_train_list_videos.txt", [f"air_drumming/{name}.mp4 1"])
+    for place in ("videos_train/air drumming", "videos_train"):
+        video = put_video(tmp_path / place / f"{name}.mkv")
+        found = samples(list_k400(tmp_path), tmp_path)
+        assert found[name].path == f"{place}/{name}.mkv"
+        video.unlink()
+
+
+def test_a_file_of_annotations_without_rows_is_named(tmp_path: Path) -> None:
+    k400 = k400_flat(tmp_path / "k400")
+    write_lines(k400 / "annotations" / "val.csv", ["label,youtube_id,time_start,time_end,split"])
+    assert "val.csv lists nothing: it has no row" in list_k400(k400).notes
+    own = tmp_path / "own"
+    put_video(own / "a.mp4")
+    write_lines(own / "train.csv", ["path,label", "a.mp4,jump"])
+    write_lines(own / "test.csv", ["path,label"])
+    assert list_folder(own).notes == ["test.csv lists nothing: it has no row"]
+
+
 def test_k400_csvs_of_other_systems_and_makers(tmp_path: Path) -> None:
     """A byte order mark, CRLF, DeepMind's own file names, numbers without leading zeros."""
     k400_flat(tmp_path)

@@ -25,6 +25,7 @@ COMMANDS = [
     (cli.app, "distill"),
     (cli.app, "evaluate"),
     (cli.app, "report"),
+    (cli.app, "mean"),
     (cli.app, "models"),
     (cli.cache_app, "extract"),
     (cli.cache_app, "info"),

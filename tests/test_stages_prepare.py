@@ -96,7 +96,7 @@ def test_the_account_counts_and_names_what_is_missing(capsys: pytest.CaptureFixt
     assert len(printed) <= 12
     assert ["train", "4", "3", "1", "–"] in [line.split() for line in printed]
     assert ["all", "7", "6", "1", "–"] in [line.split() for line in printed]
-    assert "most missing: air drumming (1 of 1)" in printed
+    assert "classes that lack most: air drumming (1 of 1)" in printed
     assert "what is not in the table: outputs/k400/missing.csv" in printed
 
 

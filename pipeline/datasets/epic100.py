@@ -19,6 +19,7 @@ from pipeline.datasets.listing import (
     Listing,
     annotation_folders,
     check_root,
+    files_without_rows,
     first_folder,
     make_listing,
     nothing_fits,
@@ -93,18 +94,18 @@ def list_epic100(
         raise nothing_fits("EPIC-KITCHENS-100", annotations or root, LOOKED_FOR)
     classes = {head: _class_names(folder / name) for head, name in HEADS.items()}
     media = _Media(root, prefer)
-    rows = [
-        row
+    by_file = {
+        name: list(_of_csv(folder / name, split, classes, media))
         for split, name in SPLITS.items()
         if (folder / name).is_file()
-        for row in _of_csv(folder / name, split, classes, media)
-    ]
+    }
+    rows = [row for of_file in by_file.values() for row in of_file]
     if not media.forms:
         raise nothing_fits("EPIC-KITCHENS-100", root, LOOKED_FOR)
     forms = ", ".join(sorted(media.forms))
     subsets, notes = _subsets(folder, classes, [row.sample for row in rows])
     layout = f"CSVs in {shown(folder, root)}/, {forms}"
-    return make_listing(layout, classes, rows, notes, subsets)
+    return make_listing(layout, classes, rows, files_without_rows(by_file) + notes, subsets)
 
 
 def _subsets(

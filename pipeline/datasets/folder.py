@@ -15,6 +15,7 @@ from pipeline.datasets.listing import (
     Listed,
     Listing,
     check_root,
+    files_without_rows,
     find_videos,
     make_listing,
     nothing_fits,
@@ -44,10 +45,11 @@ def list_folder(root: Path, annotations: str | None = None) -> Listing:
     """
     check_root(root)
     files = [root / annotations] if annotations else sorted(root.glob("*.csv"))
-    others: list[str] = []
     if files:
-        unlabelled = [row for path in files for row in _of_csv(path, root)]
-        names_of_files = ", ".join(shown(path, root) for path in files)
+        by_file = {shown(path, root): list(_of_csv(path, root)) for path in files}
+        unlabelled = [row for of_file in by_file.values() for row in of_file]
+        names_of_files = ", ".join(by_file)
+        notes = files_without_rows(by_file)
         layout = f"listed by {names_of_files}"
         if not unlabelled:
             raise DatasetError(
@@ -56,7 +58,9 @@ def list_folder(root: Path, annotations: str | None = None) -> Listing:
                 "folders <split>/<class>/ to be read"
             )
     else:
+        others: list[str] = []
         unlabelled = list(_of_folders(root, others))
+        notes = _left_out(others)
         layout = "folders <split>/<class>/"
     if not unlabelled:
         raise nothing_fits("a folder of videos", root, LOOKED_FOR)
@@ -66,7 +70,7 @@ def list_folder(root: Path, annotations: str | None = None) -> Listing:
         row._replace(sample=replace(row.sample, labels={"action": index[name]} if name else {}))
         for row, name in unlabelled
     ]
-    return make_listing(layout, {"action": names}, rows, _left_out(others))
+    return make_listing(layout, {"action": names}, rows, notes)
 
 
 def _left_out(others: list[str]) -> list[str]:

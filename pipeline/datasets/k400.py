@@ -23,6 +23,7 @@ from pipeline.datasets.listing import (
     annotation_folders,
     check_root,
     contents,
+    files_without_rows,
     find_videos,
     first_folder,
     make_listing,
@@ -84,13 +85,12 @@ def list_k400(root: Path, annotations: Path | None = None) -> Listing:
     videos = {split: _Videos.of(root, split) for split in SPLITS}
     if folder is not None:
         replacements = _replacements(root)
-        rows = [
-            row
+        by_file = {
+            name: list(_of_csv(folder / name, split, videos[split], replacements))
             for split, names in csvs.items()
             for name in names
             if (folder / name).is_file()
-            for row in _of_csv(folder / name, split, videos[split], replacements)
-        ]
+        }
         kind = f"CSVs in {shown(folder, root)}/"
     else:
         lists = {split: f"kinetics400_{split}_list_videos.txt" for split in SPLITS}
@@ -98,20 +98,21 @@ def list_k400(root: Path, annotations: Path | None = None) -> Listing:
         if folder is None:
             raise nothing_fits("Kinetics-400", annotations or root, LOOKED_FOR)
         replacements = _Index({}, {})
-        rows = [
-            row
+        by_file = {
+            name: list(_of_list(folder / name, split, videos[split]))
             for split, name in lists.items()
             if (folder / name).is_file()
-            for row in _of_list(folder / name, split, videos[split])
-        ]
+        }
         kind = f"mmaction2's lists in {shown(folder, root)}/"
     there = ", ".join(videos[split].layout for split in SPLITS if videos[split].layout)
     if not there:
         raise nothing_fits("Kinetics-400", root, LOOKED_FOR)
+    rows = [row for of_file in by_file.values() for row in of_file]
     paths = set(replacements.by_name.values())
     replaced = sum(row.sample.path in paths for row in rows)
     lost = sorted({row.sample.split for row in rows if not videos[row.sample.split].layout})
-    notes = [f"no folder of the split {split}; {root} has {contents(root)}" for split in lost]
+    notes = files_without_rows(by_file)
+    notes += [f"no folder of the split {split}; {root} has {contents(root)}" for split in lost]
     notes += [f"replacements of corrupted videos that are read: {replaced:,}"] if replaced else []
     return make_listing(f"{kind}, videos in {there}", {"action": class_names()}, rows, notes)
 
@@ -207,10 +208,11 @@ def _of_list(path: Path, split: str, videos: _Videos) -> Iterator[Listed]:
                 f"{place}: {relative} is labelled {label}, which is {names[label]!r} in the "
                 f"official order; {name!r} is {names.index(name)}"
             )
+        stem = file.rpartition(".")[0]
         wanted = f"{videos.folder}/{relative}"
-        sample = Sample(file.rpartition(".")[0], wanted, split, {"action": label})
-        problem = None if wanted in videos.paths else _why_missing(videos)
-        yield Listed.of(sample, place, problem)
+        found = wanted if wanted in videos.paths else videos.by_name.get(stem)
+        sample = Sample(stem, found or wanted, split, {"action": label})
+        yield Listed.of(sample, place, None if found else _why_missing(videos))
 
 
 def _why_missing(videos: _Videos) -> str:

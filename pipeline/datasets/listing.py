@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -163,6 +163,11 @@ def in_and_beside(root: Path) -> list[Path]:
     """Where annotations are looked for: the root, its own folder, and that of where it leads."""
     beside = Path(os.path.abspath(root)).parent  # noqa: PTH100 (a link's own neighbours)
     return list(dict.fromkeys([root, beside, root.resolve().parent]))
+
+
+def files_without_rows(rows: Mapping[str, Sequence[object]]) -> list[str]:
+    """A note on each file of annotations that lists nothing, beside others that do."""
+    return [f"{name} lists nothing: it has no row" for name, of_file in rows.items() if not of_file]
 
 
 def annotation_folders(root: Path, given: Path | None, names: Iterable[str]) -> list[Path]:
