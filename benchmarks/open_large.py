@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from cache import open_cache
-from cache.commits import publish
+from cache.commits import count_statuses, publish
 from cache.layout import CHECKSUM_BYTES, chunk_key, crc32c
 from cache.schema import STATUS_FIELD
+from cache.staging import StagedChunk
 from making import (
     CHUNK_SAMPLES,
     PAYLOAD,
@@ -87,8 +88,11 @@ def make_sparse(path: Path, *, samples: int, views: int) -> None:
                         file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
                     checksums[key] = (size + CHECKSUM_BYTES, checksum)
             statuses = np.ones((len(layout.sample_range(chunk)), views), np.uint8)
+            counts = {"status": count_statuses(statuses)}
+            maker = {"host": "", "pid": 0, "time": "", "packages": {}}
             publish(
-                layout, chunk, range(views), checksums, statuses={"status": statuses}, failures={}
+                layout,
+                StagedChunk("", chunk, tuple(range(views)), checksums, counts, {}, maker),
             )
 
 

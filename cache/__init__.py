@@ -20,6 +20,7 @@ from cache.schema import (
     RowError,
     Status,
 )
+from cache.staging import StagedChunk, stage_chunk
 from cache.verify import verify_cache
 from cache.writer import CacheWriter, PendingChunk, create_cache, open_writer
 
@@ -44,6 +45,7 @@ __all__ = [
     "PendingChunk",
     "Repair",
     "RowError",
+    "StagedChunk",
     "Status",
     "TeacherCache",
     "Verification",
@@ -58,5 +60,6 @@ __all__ = [
     "open_writer",
     "package_versions",
     "repair_cache",
+    "stage_chunk",
     "verify_cache",
 ]

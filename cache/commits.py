@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import re
-import socket
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +17,9 @@ from numpy.typing import NDArray
 from cache.layout import COMMITS, Layout, chunk_key, own_path, repair_hint
 from cache.schema import CacheError, DamagedError, Status
 from cache.sealed import read_sealed, write_sealed
+
+if TYPE_CHECKING:
+    from cache.staging import StagedChunk
 
 _CRC32C = re.compile(r"[0-9a-f]{8}")
 _NAME = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?\.json")
@@ -79,42 +79,22 @@ class Commits:
         return float(present) / (layout.num_samples * layout.num_views)
 
 
-def publish(
-    layout: Layout,
-    chunk: int,
-    views: Sequence[int],
-    checksums: Mapping[str, tuple[int, int]],
-    *,
-    statuses: Mapping[str, NDArray[np.uint8]],
-    failures: Mapping[str, str],
-) -> None:
-    """Say that some chunk files are complete. Comes last: after their bytes are on the disk.
-
-    Args:
-        layout: the cache.
-        chunk: index along the sample axis.
-        views: the views whose files were written.
-        checksums: chunk key → bytes of the file, crc32c of its data.
-        statuses: name → values of the arrays of statuses among them.
-        failures: sample id → why its rows are not valid.
-    """
-    samples = layout.sample_range(chunk)
+def publish(layout: Layout, staged: StagedChunk) -> None:
+    """Say that some chunk files are complete. Comes last: after their bytes are on the disk."""
+    samples = layout.sample_range(staged.chunk)
     document = {
-        "chunk": chunk,
-        "views": list(views),
+        "chunk": staged.chunk,
+        "views": list(staged.views),
         "samples": [samples.start, samples.stop],
-        "statuses": {name: count_statuses(values) for name, values in statuses.items()},
-        "failures": dict(failures),
+        "statuses": staged.statuses,
+        "failures": staged.failures,
         "files": {
             key: {"bytes": size, "crc32c": f"{checksum:08x}"}
-            for key, (size, checksum) in checksums.items()
+            for key, (size, checksum) in staged.files.items()
         },
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "packages": package_versions(),
+        **staged.maker,
     }
-    write_sealed(free_name(layout, chunk), document)
+    write_sealed(free_name(layout, staged.chunk), document)
 
 
 def read_commits(layout: Layout) -> Commits:

@@ -25,6 +25,7 @@ COMMITS = "commits"
 MANIFEST = "manifest.json"
 PROJECTION = "projection"
 LOCK = ".lock"
+STAGING = ".staging"  # there while the cache is being written
 
 CHECKSUM_BYTES = 4  # zarr's crc32c codec puts them behind the data of each chunk
 

@@ -58,6 +58,11 @@ class CacheLock:
                 pass
             os.close(descriptor)
 
+    @property
+    def held(self) -> bool:
+        """Whether it was not released yet."""
+        return self in _held
+
     def move(self, folder: Path) -> None:
         """Follow the folder to its new name; the lock is held all the while."""
         self._path = folder / LOCK

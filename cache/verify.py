@@ -32,6 +32,7 @@ from cache.layout import (
     METADATA,
     PROJECTION,
     SAMPLES,
+    STAGING,
     Layout,
     chunk_key,
     written_folders,
@@ -232,7 +233,7 @@ def _check_others(
             field, chunk, view = place
             if not together.present[field.name][chunk, view]:
                 lone[chunk].append((file, field.name, view))
-        elif is_temporary(path) and path.parent in folders:
+        elif file.startswith(f"{STAGING}/") or (is_temporary(path) and path.parent in folders):
             findings.append(find(layout.path, Kind.UNFINISHED, file, "is half-written"))
         elif recorded and not is_commit(file):
             findings.append(find(layout.path, Kind.STRANGER, file, "belongs to nothing"))

@@ -13,28 +13,26 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import zarr
 from numpy.typing import NDArray
 
-from cache.checks import check_arrays, check_fields
-from cache.codecs import quiet_zarr
+from cache.checks import check_fields
 from cache.commits import Commits, publish, read_commits
 from cache.create import make_cache, remove_temporaries
 from cache.growth import add_fields, add_samples, add_views
 from cache.identity import check_identity
-from cache.layout import (
-    CHECKSUM_BYTES,
-    Layout,
-    chunk_key,
-    on_full_disk,
-    read_file,
-    sync,
-    written_folders,
-)
+from cache.layout import Layout, chunk_key, on_full_disk, written_folders
 from cache.lock import CacheLock
 from cache.manifest import settle_manifest
 from cache.metadata import read_layout
-from cache.schema import CacheError, DamagedError, Field, status_name
+from cache.schema import CacheError, Field
+from cache.staging import (
+    StagedChunk,
+    close_staging,
+    discard,
+    move_in,
+    open_staging,
+    stage_chunk,
+)
 
 
 @dataclass(frozen=True)
@@ -141,6 +139,8 @@ class CacheWriter:
 
     def close(self) -> None:
         """Let go of the lock; a second call does nothing."""
+        if self._lock.held:
+            close_staging(self._layout.path)
         self._lock.release()
 
     @property
@@ -255,80 +255,33 @@ class CacheWriter:
         Raises:
             CacheError: the arrays do not fit, some rows are committed already, or the disk is full.
         """
-        chosen = self._check_views(chunk, arrays, views)
-        pending = [name for name, there in self._present.items() if not there[chunk, chosen].all()]
-        check_fields(self._layout, chunk, arrays.keys(), pending)
-        standing = self._standing_statuses(chunk, chosen, arrays.keys())
-        check_arrays(self._layout, chunk, arrays, len(chosen), standing)
-        lost = f"chunk {chunk} is not written, what was committed before is safe and not made again"
+        chosen = self._check(chunk, arrays.keys(), views)
+        self.commit(stage_chunk(self._layout, chunk, arrays, chosen, failures or {}))
+
+    def commit(self, staged: StagedChunk) -> None:
+        """Take in a chunk that this or another process has staged.
+
+        Raises:
+            CacheError: it does not fit, rows of it are committed already, or the disk is full.
+        """
+        self._check(staged.chunk, staged.fields, staged.views)
+        lost = f"chunk {staged.chunk} is not written, what was committed before is safe"
         with on_full_disk(self._layout.path, lost):
-            checksums = self._write_files(chunk, arrays, chosen)
-            publish(
-                self._layout,
-                chunk,
-                chosen,
-                checksums,
-                statuses={
-                    name: array
-                    for name, array in arrays.items()
-                    if self._layout.fields[name].is_status
-                },
-                failures=failures or {},
-            )
-        for name in arrays:
-            self._present[name][chunk, chosen] = True
+            move_in(self._layout, staged)
+            publish(self._layout, staged)
+        for name in staged.fields:
+            self._present[name][staged.chunk, list(staged.views)] = True
 
-    def _write_files(
-        self, chunk: int, arrays: Mapping[str, NDArray[Any]], views: Sequence[int]
-    ) -> dict[str, tuple[int, int]]:
-        """Write the chunk files through zarr; key → bytes of the file, crc32c of its data."""
-        start = chunk * self._layout.chunk_samples
-        checksums = {}
-        for name in arrays:
-            field = self._layout.fields[name]
-            array = self._array(field)
-            for position, view in enumerate(views):
-                rows = np.ascontiguousarray(
-                    arrays[name][:, position : position + 1], field.numpy_dtype
-                )
-                if field.codec is not None:
-                    rows = field.codec.stored(rows)
-                array[start : start + len(rows), view : view + 1] = rows
-                key = chunk_key(field, chunk, view)
-                data, checksum = read_file(self._layout.path / key)
-                if not self._layout.decode(field, data).tobytes().startswith(rows.tobytes()):
-                    raise DamagedError(f"{self._layout.path / key} is not what was written to it")
-                checksums[key] = (len(data) + CHECKSUM_BYTES, checksum)
-        # The bytes first, then the names: a commit must not reach the disk before either.
-        sync(self._layout.path / key for key in checksums)
-        sync(self._layout.path / name for name in arrays)
-        return checksums
+    def discard(self, staged: StagedChunk) -> None:
+        """Remove a staged chunk that is not wanted, such as one that another process made too."""
+        discard(self._layout, staged)
 
-    def _array(self, field: Field) -> zarr.Array[Any]:
-        with quiet_zarr():
-            array = zarr.open_array(self._layout.path / field.name, mode="r+", zarr_format=3)
-        # A chunk that holds nothing but fill values is written too: its commit names its file.
-        return array.with_config({"write_empty_chunks": True})
-
-    def _standing_statuses(
-        self, chunk: int, views: Sequence[int], fields: Collection[str]
-    ) -> dict[str, NDArray[np.uint8]]:
-        """The statuses that fields go by and that are written already; (samples, views) each."""
-        layout = self._layout
-        names = {status_name(name, layout.fields) for name in fields} - set(fields)
-        return {
-            name: np.stack(
-                [
-                    layout.decode(
-                        layout.fields[name],
-                        read_file(layout.path / chunk_key(layout.fields[name], chunk, view))[0],
-                    )
-                    for view in views
-                ],
-                axis=1,
-            )[: len(layout.sample_range(chunk))]
-            for name in names
-        }
+    def _check(self, chunk: int, fields: Collection[str], views: Sequence[int] | None) -> list[int]:
+        """The views that are to be written; none of these fields stands in any of them."""
+        chosen = self._check_views(chunk, fields, views)
+        pending = [name for name, there in self._present.items() if not there[chunk, chosen].all()]
+        check_fields(self._layout, chunk, fields, pending)
+        return chosen
 
     def _check_views(
         self, chunk: int, fields: Iterable[str], views: Sequence[int] | None
@@ -360,3 +313,4 @@ class CacheWriter:
                     Path(entry).unlink()
         for folder in written_folders(self._layout):
             remove_temporaries(folder)
+        open_staging(root)
