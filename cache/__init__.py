@@ -6,7 +6,8 @@ from cache.create import check_place
 from cache.findings import Finding, Kind, Verification
 from cache.identity import ABSENT, IdentityMismatch, fingerprint, identity_differences
 from cache.info import describe
-from cache.metadata import is_cache
+from cache.layout import Layout
+from cache.metadata import is_cache, read_layout
 from cache.reader import TeacherCache, open_cache
 from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
@@ -42,6 +43,7 @@ __all__ = [
     "Fixed8",
     "IdentityMismatch",
     "Kind",
+    "Layout",
     "PendingChunk",
     "Repair",
     "RowError",
@@ -59,6 +61,7 @@ __all__ = [
     "open_cache",
     "open_writer",
     "package_versions",
+    "read_layout",
     "repair_cache",
     "stage_chunk",
     "verify_cache",

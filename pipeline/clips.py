@@ -256,27 +256,47 @@ def in_batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
     return [list(requests[start : start + size]) for start in range(0, len(requests), size)]
 
 
+class ClipReader:
+    """Reads batches of requests in order, in processes that live as long as it does.
+
+    Each process has some batches read before they are asked for: memory bounds it. The answers do
+    not depend on the number of processes, nor does reading them touch the global random state:
+    training goes the same way with clips that are stored and clips that are read.
+    """
+
+    def __init__(self, dataset: ClipDataset, workers: int, *, ahead: int = 4) -> None:
+        """Get ready; processes are started by the first reading.
+
+        Args:
+            dataset: what is read.
+            workers: number of processes; 0 reads in this one.
+            ahead: batches that each of them has ready at most.
+        """
+        self._batches: list[Sequence[Request]] = []
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._batches,  # type: ignore[arg-type]  # any iterable of index lists
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=_one_thread,
+            multiprocessing_context="spawn" if workers else None,
+            prefetch_factor=ahead if workers else None,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else DataLoader draws a seed from the global one
+        )
+
+    def read(self, batches: Sequence[Sequence[Request]]) -> Iterator[list[Read]]:
+        """Read batches; one reading after another."""
+        self._batches[:] = batches
+        if batches:  # else no process need be started
+            yield from self._loader
+
+
 def iterate(
     dataset: ClipDataset, batches: Sequence[Sequence[Request]], workers: int, *, ahead: int = 4
 ) -> Iterator[list[Read]]:
-    """Read batches of requests in order, in `workers` processes (0 reads in this one).
-
-    Each worker has up to `ahead` batches read before they are asked for: memory bounds it. The
-    answers do not depend on the number of workers, nor does reading them touch the global
-    random state: training goes the same way with clips that are stored and clips that are read.
-    """
-    if not batches:  # no worker need be started
-        return
-    yield from DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=_one_thread,
-        multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=ahead if workers else None,
-        generator=torch.Generator(),  # else DataLoader draws a seed from the global one
-    )
+    """Read batches of requests once; see `ClipReader`."""
+    yield from ClipReader(dataset, workers, ahead=ahead).read(batches)
 
 
 def _one_thread(_worker: int) -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cache import CacheWriter, PendingChunk, Status, TeacherCache
+from cache import Layout, PendingChunk, Status, TeacherCache
 from pipeline.clips import Read
 from pipeline.projection import Projection
 from pipeline.samples import Samples
 from stages.fields import clip_field
 from stages.recorded import environment
-from stages.rows import Networks, stored_values, stored_values_of_added
+from stages.rows import Networks, on_host, stored_values, stored_values_of_added
+from stages.teachers import Teachers
 
 
 class ExtractError(RuntimeError):
     """Extraction stops; the message says why, and what was kept."""
+
+
+# The array of statuses that rows go by, and by field (batch, ...) float16 on the device.
+Outputs = tuple[str, dict[str, torch.Tensor]]
 
 
 class ChunkArrays:
@@ -32,21 +39,21 @@ class ChunkArrays:
     """
 
     def __init__(
-        self, writer: CacheWriter, work: PendingChunk, networks: Networks, cache: TeacherCache
+        self, layout: Layout, work: PendingChunk, networks: Networks, cache: TeacherCache
     ) -> None:
         """Begin with rows that are missing.
 
         Args:
-            writer: of the cache.
+            layout: of the cache.
             work: which rows and fields.
             networks: all for which something is stored.
             cache: what stands.
         """
-        samples = writer.sample_range(work.chunk)
+        samples = layout.sample_range(work.chunk)
         self._start = samples.start
         self._networks = networks
         self._views = len(work.views)
-        self._fields = writer.layout.fields
+        self._fields = layout.fields
         self.errors: dict[int, str] = {}
         self.arrays: dict[str, NDArray[Any]] = {
             name: np.full(
@@ -62,8 +69,37 @@ class ChunkArrays:
         if "status" not in self.arrays:
             self._standing = _standing_rows(cache, samples, work.views)
 
-    def fill(self, batch: Sequence[Read], projection: Projection, batch_size: int) -> None:
-        """Enter what one batch of samples gives; the teachers take `batch_size` clips at once.
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers that have to see the clips."""
+        return [*(Teachers._fields if "status" in self.arrays else ()), *self._added]
+
+    def compute(
+        self, clips: Mapping[str, torch.Tensor], projection: Projection, batch_size: int
+    ) -> list[Outputs]:
+        """What is stored of the teachers' outputs for a batch of samples, still on the device.
+
+        Args:
+            clips: of each of `teachers` (N, T, H, W, 3), of all views of the readable samples.
+            projection: for the residual.
+            batch_size: clips in one forward pass.
+        """
+        made: list[Outputs] = []
+        if not clips:
+            return made
+        answers = {
+            name: self._networks.outputs_of(name, of_name, batch_size)
+            for name, of_name in clips.items()
+        }
+        if "status" in self.arrays:
+            pairs = zip(answers["vit"], answers["cnn"], strict=True)
+            made += [("status", stored_values(vit, cnn, projection)) for vit, cnn in pairs]
+        for name in self._added:
+            made += [(f"{name}/status", stored_values_of_added(name, one)) for one in answers[name]]
+        return made
+
+    def enter(self, batch: Sequence[Read], outputs: Sequence[Outputs]) -> None:
+        """Enter a batch of samples, and what `compute` made of them.
 
         Raises:
             ExtractError: a video is another one than when its standing rows were made.
@@ -72,22 +108,14 @@ class ChunkArrays:
             self._check_frames(read)
             self._enter_frames(read)
         good = [read for read in batch if read.clips is not None]
-        if not good:
-            return
         rows = np.repeat([read.row - self._start for read in good], self._views)
         views = np.tile(np.arange(self._views), len(good))
-        places = [
-            (rows[start : start + batch_size], views[start : start + batch_size])
-            for start in range(0, len(rows), batch_size)
-        ]
-        if "status" in self.arrays:
-            outputs = self._networks.outputs(good, batch_size)
-            for place, (vit, cnn) in zip(places, outputs, strict=True):
-                self._enter(place, stored_values(vit, cnn, projection), "status")
-        for name in self._added:
-            of_added = self._networks.outputs_of(name, good, batch_size)
-            for place, output in zip(places, of_added, strict=True):
-                self._enter(place, stored_values_of_added(name, output), f"{name}/status")
+        done: Counter[str] = Counter()  # by status
+        for status, values in outputs:
+            stored = on_host(values)
+            part = slice(done[status], done[status] + len(next(iter(stored.values()))))
+            done[status] = part.stop
+            self._enter((rows[part], views[part]), stored, status)
 
     def _enter_frames(self, read: Read) -> None:
         """What is stored of a sample's frames themselves; or that there are none."""

@@ -7,7 +7,7 @@ is read from the cache), then chunk by chunk decode → teachers → residual �
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,17 @@ from pipeline.clips import Request, in_batches, iterate
 from pipeline.config import Run
 from pipeline.identity import build_identity, projection_digest
 from pipeline.projection import Projection, ProjectionSums
-from pipeline.samples import read_samples, samples_from_table
+from pipeline.samples import read_samples
 from stages.chunk_arrays import ChunkArrays, ExtractError
 from stages.files import write_json
 from stages.gate import check_teachers
+from stages.making import ChunkMaker
 from stages.opening import Wanted, open_wanted, put_in_place
+from stages.overlap import ahead
 from stages.progress import console, meter, track
 from stages.recorded import environment
-from stages.rows import Networks, drawn_views, ordered_samples, stored_projection
-from stages.teachers import load_added, load_teachers
+from stages.rows import Networks, drawn_views, ordered_samples
+from stages.teachers import Teachers, load_added, load_teachers
 
 __all__ = ["ExtractError", "Options", "extract"]
 
@@ -165,13 +167,19 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
     parts = in_batches(requests, options.batch_size)
     reads = iterate(networks.dataset(run, samples), parts, options.workers)
     bad: list[str] = []
-    for batch in track(reads, total=len(parts), what="fitting the projection", unit="batches"):
-        good = [read for read in batch if read.clips is not None]
-        bad += [read.error for read in batch if read.error is not None]
-        for vit, cnn in networks.outputs(good, options.batch_size) if good else ():
-            finite = torch.isfinite(vit.map).flatten(1).all(1)
-            finite &= torch.isfinite(cnn.map).flatten(1).all(1)
-            sums.update(vit.map[finite], cnn.map[finite])
+
+    def clips() -> Generator[dict[str, torch.Tensor], None, None]:
+        for batch in track(reads, total=len(parts), what="fitting the projection", unit="batches"):
+            good = [read for read in batch if read.clips is not None]
+            bad.extend(read.error for read in batch if read.error is not None)
+            if good:
+                yield {role: networks.clips_of(role, good) for role in Teachers._fields}
+
+    for of_batch in ahead(clips()):
+        vit, cnn = (next(networks.outputs_of(role, of_batch[role])) for role in Teachers._fields)
+        finite = torch.isfinite(vit.map).flatten(1).all(1)
+        finite &= torch.isfinite(cnn.map).flatten(1).all(1)
+        sums.update(vit.map[finite], cnn.map[finite])
     try:
         projection = sums.fit(
             kind=config.kind, dim=config.dim, ridge=config.ridge, seed=config.seed
@@ -206,33 +214,27 @@ def _extract_chunks(
     cache: TeacherCache,
     pending: Sequence[PendingChunk],
 ) -> None:
-    """Decode ahead over all pending chunks; each is written as soon as its samples are through."""
-    run, networks = wanted.run, wanted.networks
-    samples, projection = samples_from_table(cache.samples, cache.place), stored_projection(cache)
-    dataset = networks.dataset(run, samples)
-    parts: list[list[Request]] = []
-    parts_per_chunk = []
-    for work in pending:
-        size = max(1, options.batch_size // len(work.views))
-        requests: list[Request] = [
-            (row, drawn_views(run, work.views)) for row in writer.sample_range(work.chunk)
-        ]
-        parts += in_batches(dataset.by_video(requests), size)
-        parts_per_chunk.append(-(-len(requests) // size))
-    rows = sum(len(writer.sample_range(work.chunk)) * len(work.views) for work in pending)
-    reads = iterate(dataset, parts, options.workers)
+    """Make what is pending; each chunk is written as soon as its samples are through."""
+    run = wanted.run
+    maker = ChunkMaker(
+        run,
+        wanted.networks,
+        cache,
+        writer.layout,
+        batch_size=options.batch_size,
+        decoders=options.workers,
+    )
     failed = cache.failures
+
+    def write(work: PendingChunk, chunk: ChunkArrays) -> None:
+        failures = chunk.failures(maker.samples)
+        writer.write_chunk(work.chunk, chunk.arrays, work.views, failures=failures)
+        failed.update(failures)
+        _check_failures(run, options.out, failed, writer)
+
+    rows = sum(len(writer.sample_range(work.chunk)) * len(work.views) for work in pending)
     with meter("extracting", total=rows, unit="views") as counter:
-        for work, number in zip(pending, parts_per_chunk, strict=True):
-            chunk = ChunkArrays(writer, work, networks, cache)
-            for _ in range(number):
-                batch = next(reads)
-                chunk.fill(batch, projection, options.batch_size)
-                counter.advance(len(batch) * len(work.views))
-            failures = chunk.failures(samples)
-            writer.write_chunk(work.chunk, chunk.arrays, work.views, failures=failures)
-            failed |= failures
-            _check_failures(run, options.out, failed, writer)
+        maker.make(pending, write, counter.advance)
 
 
 def _check_failures(run: Run, out: Path, failed: Mapping[str, str], writer: CacheWriter) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from stages.progress import PlainConsole
 from stages.rows import (
     Networks,
     drawn_views,
+    on_host,
     ordered_samples,
     stored_values,
     stored_values_of_added,
@@ -124,7 +124,7 @@ def _calibrate(
         each = networks.clips_of(name, reads)
 
         def forward(size: int, model: VideoModel = model, each: Any = each) -> None:
-            batch = np.resize(each, (size, *each.shape[1:]))
+            batch = each[torch.arange(size) % len(each)]
             features(model, batch, networks.precision).map.flatten()[0].item()  # waits for a GPU
 
         seconds[name] = _per_clip(forward, options)
@@ -186,12 +186,11 @@ def _per_clip(call: Callable[[int], None], options: Options) -> float:
 
 def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[int], None]:
     """Projecting one batch's maps to the residual, and its outputs to float16 on the host."""
-    clips = [read.clips for read in reads if read.clips]
-    ((vit, cnn),) = islice(networks.outputs(reads[:1], len(clips[0].views)), 1)
-    added = {
-        name: next(networks.outputs_of(name, reads[:1], len(clips[0].views)))
-        for name in networks.added
+    outputs = {
+        name: next(networks.outputs_of(name, networks.clips_of(name, reads[:1])))
+        for name in networks.by_name
     }
+    vit, cnn = outputs["vit"], outputs["cnn"]
     config = run.extract.projection
     channels = vit.map.shape[1], cnn.map.shape[1]
     projection = Projection(
@@ -214,14 +213,14 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
                 one.pooled[rows],
                 one.map[rows],
             )
-            for one in (vit, cnn, *added.values())
+            for one in outputs.values()
         ]
 
     def store(size: int) -> None:
         of_vit, of_cnn, *others = repeated(size)
-        stored_values(of_vit, of_cnn, projection)
-        for name, answer in zip(added, others, strict=True):
-            stored_values_of_added(name, answer)
+        on_host(stored_values(of_vit, of_cnn, projection))
+        for name, answer in zip(networks.added, others, strict=True):
+            on_host(stored_values_of_added(name, answer))
 
     return store
 

@@ -32,6 +32,7 @@ from stages.recorded import compare_samples, environment, in_lines
 from stages.rows import (
     Networks,
     drawn_views,
+    on_host,
     stored_projection,
     stored_values,
     stored_values_of_added,
@@ -198,7 +199,10 @@ def _make(
 ) -> dict[str, NDArray[Any]]:
     """The fields of one batch of rows, as `extract` makes them."""
     clips = [read.clips for read in reads if read.clips is not None]
-    ((vit, cnn),) = networks.outputs(reads, len(reads))
+    outputs = {
+        name: next(networks.outputs_of(name, networks.clips_of(name, reads)))
+        for name in networks.by_name
+    }
     made: dict[str, NDArray[Any]] = {
         "views": np.concatenate([of_row.views for of_row in clips]),
         "input_digest": np.concatenate([of_row.digests[:, 0] for of_row in clips]),
@@ -206,10 +210,9 @@ def _make(
     for name in networks.students:
         which = networks.student_clip(name)
         made[clip_field(name)] = np.concatenate([of_row.clips[which] for of_row in clips])
-    made |= stored_values(vit, cnn, projection)
+    made |= on_host(stored_values(outputs["vit"], outputs["cnn"], projection))
     for name in networks.added:
-        (output,) = networks.outputs_of(name, reads, len(reads))
-        made |= stored_values_of_added(name, output)
+        made |= on_host(stored_values_of_added(name, outputs[name]))
     return made
 
 

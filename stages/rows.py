@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cache import TeacherCache
@@ -52,28 +53,28 @@ class Networks:
     added: Mapping[str, VideoModel] = field(default_factory=dict)
     precision: Precision = "fp32"
 
-    def outputs(
-        self, reads: Sequence[Read], batch_size: int
-    ) -> Iterator[tuple[Features, Features]]:
-        """Outputs of the two teachers for all views of samples, in batches."""
-        vit, cnn = (self.outputs_of(role, reads, batch_size) for role in Teachers._fields)
-        return zip(vit, cnn, strict=True)
-
-    def outputs_of(self, name: str, reads: Sequence[Read], batch_size: int) -> Iterator[Features]:
-        """Outputs of a teacher for all views of samples, in batches."""
-        model, clips = self.by_name[name], self.clips_of(name, reads)
-        for start in range(0, len(clips), batch_size):
-            yield features(model, clips[start : start + batch_size], self.precision)
+    def outputs_of(
+        self, name: str, clips: torch.Tensor, batch_size: int | None = None
+    ) -> Iterator[Features]:
+        """Outputs of a teacher for its clips (N, T, H, W, 3), in batches; in one by default."""
+        model, size = self.by_name[name], batch_size or len(clips)
+        for start in range(0, len(clips), size):
+            yield features(model, clips[start : start + size], self.precision)
 
     @property
     def by_name(self) -> dict[str, VideoModel]:
         """All teachers: the two by role, further ones by their names."""
         return self.teachers.by_role() | dict(self.added)
 
-    def clips_of(self, name: str, reads: Sequence[Read]) -> NDArray[np.uint8]:
-        """A teacher's clips (N, T, H, W, 3) of all views of samples."""
+    def clips_of(self, name: str, reads: Sequence[Read]) -> torch.Tensor:
+        """A teacher's clips (N, T, H, W, 3) uint8 of all views of samples, on its device."""
         which = Teachers._fields.index(name) if name in Teachers._fields else self._added(name)
-        return np.concatenate([read.clips.clips[which] for read in reads if read.clips])
+        clips = np.concatenate([read.clips.clips[which] for read in reads if read.clips])
+        device, on_host = self.teachers.device, torch.from_numpy(clips)
+        if device.type == "cpu":
+            return on_host
+        # From pinned memory the copy runs beside what the device computes.
+        return on_host.pin_memory().to(device, non_blocking=True)
 
     def student_clip(self, name: str) -> int:
         """Which of a sample's clips is a student's."""
@@ -103,10 +104,8 @@ def stored_projection(cache: TeacherCache) -> Projection:
     return Projection.from_arrays(cache.projection, cache.identity["projection"]["kind"])
 
 
-def stored_values(
-    vit: Features, cnn: Features, projection: Projection
-) -> dict[str, NDArray[np.float16]]:
-    """What the cache stores of the teachers' outputs: field → (batch, ...)."""
+def stored_values(vit: Features, cnn: Features, projection: Projection) -> dict[str, torch.Tensor]:
+    """What the cache stores of the teachers' outputs: field → (batch, ...) float16, still there."""
     values = {
         **{f"vit/logits/{head}": logits for head, logits in vit.logits.items()},
         **{f"cnn/logits/{head}": logits for head, logits in cnn.logits.items()},
@@ -114,11 +113,16 @@ def stored_values(
         "cnn/pooled": cnn.pooled,
         "residual": projection.residual(vit_map=vit.map, cnn_map=cnn.map),
     }
-    return {name: tensor.half().cpu().numpy() for name, tensor in values.items()}
+    return {name: tensor.half() for name, tensor in values.items()}
 
 
-def stored_values_of_added(name: str, features: Features) -> dict[str, NDArray[np.float16]]:
-    """What the cache stores of an added teacher's outputs: field → (batch, ...)."""
+def stored_values_of_added(name: str, features: Features) -> dict[str, torch.Tensor]:
+    """What the cache stores of an added teacher's outputs: field → (batch, ...) float16."""
     values = {f"{name}/logits/{head}": logits for head, logits in features.logits.items()}
     values[f"{name}/pooled"] = features.pooled
-    return {field: tensor.half().cpu().numpy() for field, tensor in values.items()}
+    return {field: tensor.half() for field, tensor in values.items()}
+
+
+def on_host(values: Mapping[str, torch.Tensor]) -> dict[str, NDArray[np.float16]]:
+    """Values as numpy has them; waits until a GPU has made them."""
+    return {field: tensor.cpu().numpy() for field, tensor in values.items()}

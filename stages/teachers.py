@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache import IdentityMismatch, TeacherCache, identity_differences
 from pipeline.config import Precision, Run
@@ -41,10 +39,10 @@ class Teachers(NamedTuple):
 
 
 @torch.inference_mode()
-def features(model: VideoModel, clips: NDArray[np.uint8], precision: Precision) -> Features:
+def features(model: VideoModel, clips: torch.Tensor, precision: Precision) -> Features:
     """Float32 outputs of a teacher for clips (B, T, H, W, 3) uint8."""
     device = next(model.parameters()).device
-    batch = normalise(torch.from_numpy(clips).to(device), model.clip)
+    batch = normalise(clips.to(device), model.clip)
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device)):
         answer = model.features(batch.contiguous(memory_format=torch.channels_last_3d))
     return answer.float32()

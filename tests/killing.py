@@ -26,10 +26,10 @@ from pipeline import clips
 from pipeline.config import AddedTeacher, Run
 from pipeline.config_file import load_config
 from stages import extract as stage
-from stages import teachers
+from stages import making, teachers
 
 SAMPLES = 6
-ARRAYS: Any = stage.ChunkArrays
+ARRAYS: Any = making.ChunkArrays
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.truncate", "os.rmdir")
 
 
@@ -49,19 +49,23 @@ def run_in_fork(body: Callable[[], None], kill_after_sec: float | None = None) -
 
 
 def extract(run: Run, out: Path, log: Path, on_event: Callable[[], None] | None = None) -> None:
-    """Extract to `out` and let it grow, noting each chunk that is begun in `log`."""
+    """Extract to `out` and let it grow, noting each chunk that is computed in `log`."""
 
     class Noted(ARRAYS):
-        def __init__(self, writer: Any, work: Any, *others: Any) -> None:
+        def __init__(self, layout: Any, work: Any, *others: Any) -> None:
+            super().__init__(layout, work, *others)
+            self.chunk = work.chunk
+
+        def compute(self, *given: Any) -> Any:  # once: a chunk is no more than a batch here
             with log.open("a") as file:
-                file.write(f"{work.chunk}\n")
-            super().__init__(writer, work, *others)
+                file.write(f"{self.chunk}\n")
+            return super().compute(*given)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in FILE_EVENTS and out.name in str(arguments[0]):
             on_event()  # type: ignore[misc]
 
-    stage.ChunkArrays = Noted  # type: ignore[misc]
+    making.ChunkArrays = Noted  # type: ignore[misc]
     if on_event is not None:
         sys.addaudithook(hook)
     options = replace(chain_making.options(run), out=out)

@@ -204,7 +204,7 @@ def test_bfloat16_outputs_are_those_of_float32_but_for_its_rounding(name: str, d
     model = create_model(name, 400).eval().to(device)
     clip = model.clip
     shape = (2, clip.frames, clip.size, clip.size, 3)
-    clips = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    clips = torch.from_numpy(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
     exact, close = (features(model, clips, precision) for precision in ("fp32", "bf16"))
     for whole, half in (
         (exact.logits["action"], close.logits["action"]),

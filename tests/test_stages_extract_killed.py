@@ -18,7 +18,7 @@ KILLS = 50
 
 
 @pytest.mark.slow
-def test_fifty_kills_lose_at_most_the_chunk_in_flight(extracted: Path, tmp_path: Path) -> None:
+def test_fifty_kills_lose_at_most_the_chunks_in_flight(extracted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mini"
     shutil.copytree(extracted, folder, ignore=shutil.ignore_patterns("cache"))
     write_config(  # little to compute: what counts is how often files are written
@@ -43,7 +43,8 @@ def test_fifty_kills_lose_at_most_the_chunk_in_flight(extracted: Path, tmp_path:
     for run in runs:
         assert set(run["before"]) <= set(run["after"]), run
         made = len(run["after"]) - len(run["before"])
-        assert made <= len(run["begun"]) <= made + 1, run
+        # One is being written, one waits for that, one is being computed.
+        assert made <= len(run["begun"]) <= made + 3, run
     undisturbed = contents(folder / "kills" / "undisturbed")
     for name in {run["cache"] for run in runs}:
         assert contents(folder / "kills" / name) == undisturbed

@@ -1,0 +1,108 @@
+"""Chunks of a cache from videos: decode → teachers → arrays, all of it at once.
+
+Processes decode ahead, a thread lays out their clips for the networks, the networks compute, and
+another thread fetches what they gave and hands over each chunk when it is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from itertools import islice
+
+import torch
+
+from cache import Layout, PendingChunk, TeacherCache
+from pipeline.clips import ClipReader, Read, Request, in_batches
+from pipeline.config import Run
+from pipeline.samples import samples_from_table
+from stages.chunk_arrays import ChunkArrays, Outputs
+from stages.overlap import Behind, ahead
+from stages.rows import Networks, drawn_views, stored_projection
+
+# Of one batch: the chunk, what was read, the teachers' clips, and whether it is the chunk's last.
+Part = tuple[PendingChunk, ChunkArrays, list[Read], dict[str, torch.Tensor], bool]
+
+
+class ChunkMaker:
+    """Makes chunks of one cache, with networks that are loaded once."""
+
+    def __init__(
+        self,
+        run: Run,
+        networks: Networks,
+        cache: TeacherCache,
+        layout: Layout,
+        *,
+        batch_size: int,
+        decoders: int,
+    ) -> None:
+        """Get ready.
+
+        Args:
+            run: the config.
+            networks: all for which something is stored.
+            cache: what stands, with room for what is to be made.
+            layout: its own.
+            batch_size: clips in one forward pass.
+            decoders: processes that decode; 0 decodes in a thread of this one.
+        """
+        self._run, self._networks, self._cache, self._layout = run, networks, cache, layout
+        self._batch_size = batch_size
+        self._projection = stored_projection(cache)
+        self.samples = samples_from_table(cache.samples, cache.place)
+        self._dataset = networks.dataset(run, self.samples)
+        self._reader = ClipReader(self._dataset, decoders)
+
+    def make(
+        self,
+        works: Sequence[PendingChunk],
+        done: Callable[[PendingChunk, ChunkArrays], None],
+        advance: Callable[[int], None] = lambda _views: None,
+    ) -> None:
+        """Make chunks, one after another.
+
+        Args:
+            works: which.
+            done: takes each when it is complete, in order, in a thread.
+            advance: is told how many views came in.
+
+        Raises:
+            ExtractError: a video is another one than when its standing rows were made.
+        """
+        with Behind() as behind:
+            for work, chunk, batch, clips, last in ahead(self._parts(works)):
+                outputs = chunk.compute(clips, self._projection, self._batch_size)
+                behind.call(partial(self._put_away, work, chunk, batch, outputs, advance))
+                if last:
+                    behind.call(partial(done, work, chunk))
+
+    def _parts(self, works: Sequence[PendingChunk]) -> Generator[Part, None, None]:
+        """The batches of all chunks, decoded ahead over their ends."""
+        requests = [self._requests(work) for work in works]
+        reads = self._reader.read([batch for of_work in requests for batch in of_work])
+        for work, of_work in zip(works, requests, strict=True):
+            chunk = ChunkArrays(self._layout, work, self._networks, self._cache)
+            for number, batch in enumerate(islice(reads, len(of_work)), start=1):
+                good = [read for read in batch if read.clips is not None]
+                names = chunk.teachers if good else []
+                clips = {name: self._networks.clips_of(name, good) for name in names}
+                yield work, chunk, batch, clips, number == len(of_work)
+
+    def _put_away(
+        self,
+        work: PendingChunk,
+        chunk: ChunkArrays,
+        batch: Sequence[Read],
+        outputs: Sequence[Outputs],
+        advance: Callable[[int], None],
+    ) -> None:
+        chunk.enter(batch, outputs)
+        advance(len(batch) * len(work.views))
+
+    def _requests(self, work: PendingChunk) -> list[list[Request]]:
+        """A chunk's samples in batches; those of one video side by side."""
+        choose = drawn_views(self._run, work.views)
+        requests: list[Request] = [(row, choose) for row in self._layout.sample_range(work.chunk)]
+        size = max(1, self._batch_size // len(work.views))
+        return in_batches(self._dataset.by_video(requests), size)
