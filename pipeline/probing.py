@@ -7,6 +7,7 @@ interrupted goes on with the videos that have no answer yet.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -74,13 +75,19 @@ def probe(root: Path, path: str) -> Answer:
 
 
 def _stamp(root: Path, path: str) -> tuple[int, int]:
-    """Size and time of a file, or of a folder of frames, whose path carries its rate."""
+    """Size and time of a file; of a folder of frames, those of its first frame, which is probed."""
     for name in (path, path.partition("?")[0]):
+        place = root / name
         try:
-            status = (root / name).stat()
+            status = place.stat()
+            if not place.is_dir():
+                return status.st_size, status.st_mtime_ns
+            first = (place / min(entry.name for entry in os.scandir(place))).stat()
         except OSError:
             continue
-        return status.st_size, status.st_mtime_ns
+        except ValueError:  # an empty folder
+            return 0, status.st_mtime_ns
+        return first.st_size, max(status.st_mtime_ns, first.st_mtime_ns)
     return 0, 0
 
 

@@ -187,9 +187,9 @@ def _what_to_do(name: str, source: Source, error: Exception) -> str:
     if source.place is not None:
         lines += [
             f"2. put it to {source.place}",
-            "   and keep `weights: published` in the teacher's section of the config;",
-            "   or put it anywhere and write its path there: `weights: PATH`",
+            "   and keep `published` in the teacher's section of the config;",
+            "   or put it anywhere and write its path there in place of `published`",
         ]
     else:
-        lines += ["2. put it anywhere and write its path in the config: `weights: PATH`"]
+        lines += ["2. put it anywhere and write its path in the config in place of `published`"]
     return "\n  ".join(lines)

@@ -118,6 +118,11 @@ def warnings(account: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> lis
         elif lost > counts["listed"] / 2:
             share = percent(lost / counts["listed"])
             found.append(f"split {name}: {share} is not here; is this the whole dataset?")
+    labelled = sum(
+        one["found"] for of_head in account["classes"].values() for one in of_head.values()
+    )
+    if account["found"] and not labelled:
+        found.append("no sample has a label: nothing can be taught or evaluated")
     for name, fields in wanted.items():
         if not account["splits"].get(name, {"found": 0})["found"]:
             where = " and ".join(fields)

@@ -67,13 +67,19 @@ def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -
                 name: _of_subset(scored, role, members[scored.rows])
                 for name, members in subsets.items()
             }
-        console.print(
-            f"{role:9} top-1 {metrics[role]['top1']:.1%}  top-5 {metrics[role]['top5']:.1%}"
-        )
+        console.print(f"{role:9} {_top(metrics[role])}")
+        parts = metrics[role].get("heads", {}) | metrics[role].get("subsets", {})
+        for name, figures in parts.items():
+            if "top1" in figures:
+                console.print(f"  {name:11} {_top(figures)}")
     metrics["gain_top1"] = metrics["student"]["top1"] - metrics["baseline"]["top1"]
     write_json(out / "metrics.json", metrics)
     _write_answers(out, samples, scored)
     _write_tables(out, samples, scored)
+
+
+def _top(figures: dict[str, Any]) -> str:
+    return f"top-1 {figures['top1']:.1%}  top-5 {figures['top5']:.1%}"
 
 
 def _subsets(run: Run, samples: Samples) -> dict[str, NDArray[np.bool_]]:

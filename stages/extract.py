@@ -185,6 +185,12 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
             kind=config.kind, dim=config.dim, ridge=config.ridge, seed=config.seed
         )
     except ValueError as error:
+        if len(bad) > run.extract.max_failed_share * len(rows):
+            raise ExtractError(
+                f"{len(bad)} of the {len(rows)} samples on which the projection is fitted cannot "
+                f"be read, more than extract.max_failed_share {run.extract.max_failed_share:.0%} "
+                f"allows, and the others are too few; the last one: {bad[-1]}"
+            ) from error
         unread = f" ({len(bad)} of them cannot be read; the last one: {bad[-1]})" if bad else ""
         raise ExtractError(
             f"the projection cannot be fitted on {len(rows)} samples{unread}: {error}. "

@@ -34,8 +34,8 @@ def mean_of_runs(runs: Sequence[Run]) -> dict[str, Any]:
         and `values`, in the order of the runs, as shares of 1.
 
     Raises:
-        MeanError: one is named twice, was not evaluated, or was evaluated with another protocol or
-            of other models than the first.
+        MeanError: one is named twice, was not evaluated, or was evaluated on another split, with
+            another protocol, of other models or heads than the first, or has its very student.
     """
     names = [run.name for run in runs]
     twice = [name for name in names if names.count(name) > 1]
@@ -43,7 +43,12 @@ def mean_of_runs(runs: Sequence[Run]) -> dict[str, Any]:
         raise MeanError(f"{twice[0]} is named {names.count(twice[0])} times: name each run once")
     metrics = [_metrics(run) for run in runs]
     for name, one in zip(names, metrics, strict=True):
-        _check_alike(names[0], metrics[0], name, one)
+        try:
+            _check_alike(names[0], metrics[0], name, one)
+        except KeyError as error:
+            raise MeanError(
+                f"the metrics of {name} or {names[0]} lack {error}; `dualkd evaluate` writes all"
+            ) from error
     facts: dict[str, Any] = {"runs": names, "protocol": metrics[0]["protocol"]}
     for role in ROLES:
         of_role = [one[role] for one in metrics]
@@ -76,17 +81,27 @@ def _check_alike(
     first: str, expected: Mapping[str, Any], name: str, metrics: Mapping[str, Any]
 ) -> None:
     """Refuse a mean over accuracies that are not of the same thing."""
-    for what in ("protocol", *(f"{role}.model" for role in ROLES)):
+    for what in ("split", "protocol", *(f"{role}.model" for role in ROLES), "student.heads"):
         here, there = (_at(one, what) for one in (metrics, expected))
         if here != there:
             raise MeanError(
                 f"{name} was evaluated with {what} {here}, {first} with {there}: their mean would "
                 "mean nothing"
             )
+    if name != first and _at(metrics, "student.weights_sha256") == _at(
+        expected, "student.weights_sha256"
+    ):
+        raise MeanError(
+            f"{name} and {first} have the very same student: they are one run, not two of which "
+            "there is a mean (for HMDB51 each config has its own prepare.official_split)"
+        )
 
 
 def _at(metrics: Mapping[str, Any], what: str) -> Any:
+    """A value; of heads, their names."""
     outer, _, inner = what.partition(".")
+    if inner == "heads":
+        return ", ".join(metrics[outer].get(inner, ["one head"]))
     return metrics[outer][inner] if inner else metrics[outer]
 
 

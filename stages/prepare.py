@@ -64,8 +64,8 @@ def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Sam
         if all(row.status == "missing" for row in listing.rows):
             row = listing.rows[0]
             raise DatasetError(
-                f"none of {plural(len(listing.rows), 'sample')} that {listing.layout} list is in "
-                f"{section.root}: {row.sample.path}: {row.reason}. There is: "
+                f"{listing.layout}: {plural(len(listing.rows), 'sample')} listed, and not one of "
+                f"the videos is in {section.root}: {row.sample.path}: {row.reason}. There is: "
                 f"{contents(Path(section.root))}"
             )
     wanted = _wanted_splits(run)
@@ -205,7 +205,7 @@ def _check_readable(run: Run, listing: Listing) -> None:
         return
     bad = [row for row in listing.rows if row.status == "unreadable"]
     raise DatasetError(
-        f"none of {plural(len(bad), 'sample')} in {run.prepare.root} can be read: "
+        f"none of {plural(len(bad), 'sample')} that are in {run.prepare.root} can be read: "
         f"{bad[0].sample.path}: {bad[0].reason}. {run.outputs / _ANSWERS} has the reason of "
         "each; videos that change are asked again by the same command"
     )

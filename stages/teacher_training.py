@@ -78,13 +78,15 @@ class _Feed:
         self._size = model.clip.size
         self._labels = source.samples.labels(NO_LABEL)
         self._ids = source.samples.table["sample_id"].to_pylist()
+        self._most = run.extract.max_failed_share
+        self._unreadable: set[int] = set()
         self.steps = steps_in_epoch(len(self._ids), recipe.batch_size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
-        """Unreadable videos are told and left out.
+        """Unreadable videos are told once, and left out.
 
         Raises:
-            TeachError: not one can be read.
+            TeachError: not one can be read, or more than `extract.max_failed_share` cannot.
         """
         recipe, used = self._recipe, 0
         order = epoch_batches(
@@ -97,7 +99,8 @@ class _Feed:
             mix = None
             if recipe.mixup or recipe.cutmix:
                 mix = draw_mix(mixing, mixup=recipe.mixup, cutmix=recipe.cutmix, size=self._size)
-            good = _readable(reads, f"epoch {epoch}")
+            good = [read for read in reads if read.clips is not None]
+            self._note([read for read in reads if read.clips is None])
             if not good:
                 continue
             used += len(good)
@@ -115,6 +118,18 @@ class _Feed:
             raise TeachError(
                 f"not one of {len(self._ids)} videos to train on can be read; the reasons stand "
                 "above. `dualkd prepare --probe` leaves unreadable ones out of the table"
+            )
+
+    def _note(self, bad: list[Read]) -> None:
+        for read in bad:
+            if read.row not in self._unreadable:
+                console.print(f"left out of the training: {self._ids[read.row]}: {read.error}")
+                self._unreadable.add(read.row)
+        if bad and len(self._unreadable) > self._most * len(self._ids):
+            raise TeachError(
+                f"{len(self._unreadable)} of {len(self._ids)} videos to train on cannot be read so "
+                f"far, more than extract.max_failed_share {self._most:.0%} allows; the last one: "
+                f"{bad[-1].error}. `dualkd prepare --probe` leaves them out of the table"
             )
 
 
@@ -261,13 +276,6 @@ def _top1(model: VideoModel, validation: Labelled, workers: int) -> float:
     samples = labelled(validation.samples)
     scored = score({"it": model}, validation.root, samples, workers, 32, what="validating")
     return float(scored.accuracies("it")["top1"])
-
-
-def _readable(reads: list[Read], where: str) -> list[Read]:
-    for read in reads:
-        if read.error is not None:
-            console.print(f"left out of {where}: {read.error}")
-    return [read for read in reads if read.clips is not None]
 
 
 def _clips(reads: list[Read]) -> NDArray[np.uint8]:

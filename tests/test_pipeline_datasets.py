@@ -290,6 +290,8 @@ def test_what_is_missing_or_wrong_of_hmdb51(tmp_path: Path) -> None:
         "videos that official split 1 leaves out: 1",
         "classes with a split file: 2, though HMDB51 has 51",
     ]
+    write_lines(splits / "dive_test_split1.txt", [])
+    assert "dive_test_split1.txt lists nothing: it has no row" in list_hmdb51(root, 1).notes
     with (splits / "wave_test_split1.txt").open("a") as file:
         file.write("c_wave.avi 3\n")
     message = refused(lambda: list_hmdb51(root, 1))
@@ -608,7 +610,25 @@ def test_a_folder_that_is_none_of_this(tmp_path: Path) -> None:
     assert "<split>/<class>/<video>, where a video ends with .mp4, .avi" in message
     assert "Found there: nothing, the folder is empty" in message
     put_video(tmp_path / "a" / "x.mp4")
-    assert "a/x.mp4 is not <split>/<class>/<video>" in refused(lambda: list_folder(tmp_path))
+    message = refused(lambda: list_folder(tmp_path))
+    assert "do not lie as <split>/<class>/<video>, left out: 1, such as a/x.mp4" in message
+    write_lines(tmp_path / "results.csv", ["epoch,loss", "1,2"])
+    message = refused(lambda: list_folder(tmp_path))
+    assert "lacks the columns path, label" in message
+    assert "move all CSVs elsewhere for the folders to be read" in message
+
+
+def test_videos_that_lie_astray_and_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    put_video(tmp_path / "train" / "a" / "x.mp4")
+    put_video(tmp_path / "train" / "stray.mp4")
+    (tmp_path / "train" / "a" / "y.mp4").symlink_to(tmp_path / "nowhere")
+    listing = list_folder(tmp_path)
+    assert [(row.sample.path, row.status) for row in listing.rows] == [
+        ("train/a/x.mp4", "found"),
+        ("train/a/y.mp4", "missing"),
+    ]
+    (note,) = listing.notes
+    assert "left out: 1, such as train/stray.mp4" in note
     assert "no CSV at " in refused(lambda: list_folder(tmp_path, "mine.csv"))
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.clips import ClipDataset, DrawnViews, iterate, read_clips
 from pipeline.frames_folder import FramesFolder
+from pipeline.probing import probe_all, read_answers
 from pipeline.protocols import CENTRE, ProtocolViews
 from pipeline.samples import Sample, build_samples
 from pipeline.video import VideoError, open_video
@@ -223,3 +224,16 @@ def test_a_rate_is_a_positive_number_or_fraction(rate: str, root: Path) -> None:
     path = root / "rgb_frames" / "P01" / f"P01_01?fps={rate}"
     with pytest.raises(VideoError, match="is not a positive number or fraction, as in"):
         numbers_at(path, np.array([0.0]))
+
+
+def test_a_folder_whose_first_frame_was_mended_is_asked_again(tmp_path: Path) -> None:
+    folder = tmp_path / "P01_01"
+    folder.mkdir()
+    first = folder / "frame_0000000001.jpg"
+    first.write_bytes(b"")
+    path, file = "P01_01?fps=60", tmp_path / "probe.jsonl"
+    (answer,) = probe_all(file, tmp_path, [path], {}, 0)
+    assert answer.error is not None
+    assert read_answers(file, tmp_path, [path])
+    Image.new("RGB", (32, 24)).save(first)
+    assert not read_answers(file, tmp_path, [path])

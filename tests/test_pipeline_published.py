@@ -169,8 +169,8 @@ def test_without_network_it_says_what_to_put_where(
     message = refusal(X3D)
     assert f"fetch this file elsewhere: {hub.x3d.checkpoint_paths['x3d_xs']}" in message
     assert f"put it to {place / X3D_FILE}" in message
-    assert "`weights: published`" in message
-    assert "`weights: PATH`" in message
+    assert "keep `published` in the teacher's section" in message
+    assert "in place of `published`" in message
     assert type(error).__name__ in message
     assert list(place.iterdir()) == []
 
@@ -263,7 +263,7 @@ def test_timm_without_network_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(WeightsError, match="ConnectionError: no network") as caught:
         published_weights(TIMM)
     assert f"fetch this file elsewhere: {find_source(TIMM).url}" in str(caught.value)
-    assert "`weights: PATH`" in str(caught.value)
+    assert "in place of `published`" in str(caught.value)
 
 
 # ---- the head

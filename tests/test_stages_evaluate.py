@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 from queue import Queue
 
@@ -96,18 +93,6 @@ def test_samples_of_before_there_were_subsets_are_scored(trained: Run) -> None:
     trained.subsets_path.unlink()
     evaluate(trained, device=CPU, workers=0, batch_size=4)
     assert (trained.outputs / "evaluate" / "metrics.json").exists()
-
-
-def test_the_mean_of_three_splits_of_the_docs(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text()
-    (command,) = re.findall(r"^(python -c \"import json.*?)\n```", page, re.DOTALL | re.MULTILINE)
-    for name, top1 in (("hmdb51", 0.5), ("hmdb51_split2", 0.625), ("hmdb51_split3", 0.75)):
-        path = tmp_path / "outputs" / name / "evaluate" / "metrics.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"student": {"top1": top1}, "baseline": {"top1": 0.0}}))
-    bash = ["bash", "-c", command.replace("python", sys.executable, 1)]
-    done = subprocess.run(bash, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert float(done.stdout) == 0.625
 
 
 def test_missing_students_name_the_file(mini: Run) -> None:

@@ -22,9 +22,15 @@ TOP1 = {"one": 0.5, "two": 0.625, "three": 0.75}
 def metrics(top1: float, heads: tuple[str, ...] = ()) -> dict[str, Any]:
     """A `metrics.json` as `evaluate` writes it, as far as it is read."""
     of_role: dict[str, Any] = {"model": "timm/resnet18", "top1": top1, "top5": top1 + 0.2}
+    of_role["weights_sha256"] = str(top1)
     if heads:
         of_role["heads"] = {head: {"top1": top1 + 0.1, "top5": top1 + 0.2} for head in heads}
-    return {"protocol": "10x3", **dict.fromkeys(ROLES, of_role), "gain_top1": top1 - 0.6}
+    return {
+        "split": "test",
+        "protocol": "10x3",
+        **dict.fromkeys(ROLES, of_role),
+        "gain_top1": top1 - 0.6,
+    }
 
 
 @pytest.fixture
@@ -84,6 +90,20 @@ def test_runs_that_are_no_three_of_a_kind_are_refused(runs: list[Run]) -> None:
         mean_of_runs([*runs, runs[1]])
     write(runs[1], metrics(0.5) | {"protocol": "centre"})
     with pytest.raises(MeanError, match=r"two .* protocol centre, one with 10x3"):
+        mean_of_runs(runs)
+    write(runs[1], metrics(0.625) | {"split": "train"})
+    with pytest.raises(MeanError, match=r"two .* split train, one with test"):
+        mean_of_runs(runs)
+    write(runs[1], metrics(0.625, ("verb", "noun")))
+    with pytest.raises(MeanError, match=r"student\.heads verb, noun, one with one head"):
+        mean_of_runs(runs)
+    write(runs[1], metrics(TOP1["one"]))
+    with pytest.raises(MeanError, match="two and one have the very same student"):
+        mean_of_runs(runs)
+    lacking = metrics(0.625)
+    del lacking["cnn"]
+    write(runs[1], lacking)
+    with pytest.raises(MeanError, match="lack 'cnn'"):
         mean_of_runs(runs)
     other = metrics(0.5)
     write(runs[1], other | {"student": other["student"] | {"model": "timm/resnet50"}})

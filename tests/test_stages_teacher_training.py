@@ -249,9 +249,19 @@ def test_unreadable_videos_are_told_and_left_out_of_training_and_score(
         (Path(mini.prepare.root) / samples.of_splits([split]).row(3).path).write_bytes(b"no video")
     train_cnn(write_config(Path.cwd(), ON_TRAIN, VALIDATED))
     told = capsys.readouterr().err
-    assert "left out of epoch 0" in told
+    sample = samples.of_splits(["train"]).row(3)
+    assert " ".join(told.split()).count(f"left out of the training: {sample.sample_id}") == 1
     assert f"left out: {samples.of_splits(['test']).row(3).sample_id}" in " ".join(told.split())
     assert lines()[0]["top1"] * 13 == pytest.approx(round(lines()[0]["top1"] * 13))
+
+
+def test_too_many_unreadable_videos_stop_the_training(mini: Run) -> None:
+    samples = read_samples(mini.samples_path).of_splits(["train"])
+    for row in range(2):
+        (Path(mini.prepare.root) / samples.row(row).path).write_bytes(b"no video")
+    limit = ("max_failed_share: 0.5", "max_failed_share: 0.1")
+    with pytest.raises(TeachError, match=r"2 of 14 videos .* extract\.max_failed_share 10%"):
+        train_cnn(write_config(Path.cwd(), ON_TRAIN, limit))
 
 
 def test_a_validation_split_without_a_readable_video_is_an_error(mini: Run) -> None:

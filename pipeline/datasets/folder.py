@@ -17,12 +17,14 @@ from pipeline.datasets.listing import (
     check_root,
     files_without_rows,
     find_videos,
+    is_video,
     make_listing,
     nothing_fits,
     shown,
 )
 from pipeline.samples import Sample
 
+_FOLDERS = "<split>/<class>/<video>"
 _SHOWN_KINDS = 5  # endings of names in a note
 LOOKED_FOR = (
     f"<split>/<class>/<video>, where a video ends with {', '.join(VIDEO_SUFFIXES)};",
@@ -59,8 +61,11 @@ def list_folder(root: Path, annotations: str | None = None) -> Listing:
             )
     else:
         others: list[str] = []
-        unlabelled = list(_of_folders(root, others))
-        notes = _left_out(others)
+        strays: list[str] = []
+        unlabelled = list(_of_folders(root, others, strays))
+        notes = _left_out(others) + _astray(strays)
+        if strays and not unlabelled:
+            raise DatasetError(f"{root}: no {_FOLDERS} there; {_astray(strays)[0]}")
         layout = "folders <split>/<class>/"
     if not unlabelled:
         raise nothing_fits("a folder of videos", root, LOOKED_FOR)
@@ -85,41 +90,63 @@ def _left_out(others: list[str]) -> list[str]:
     ]
 
 
+def _astray(strays: list[str]) -> list[str]:
+    """A note on videos of which no folder tells the class."""
+    if not strays:
+        return []
+    return [
+        f"videos that do not lie as {_FOLDERS}, left out: {len(strays):,}, such as "
+        f"{_readable(strays[0])}; move them there, or list all in a CSV (path,label,split)"
+    ]
+
+
 def _ordered(names: set[str]) -> list[str]:
     """Class names in alphabetical order; numbers as numbers."""
     numbers = all(name.isdecimal() for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
-def _of_folders(root: Path, others: list[str]) -> Iterator[tuple[Listed, str]]:
-    """Rows without labels, and their class; `others` gets the files that are no videos.
+def _of_folders(root: Path, others: list[str], strays: list[str]) -> Iterator[tuple[Listed, str]]:
+    """Rows without labels, and their class.
 
-    Raises:
-        DatasetError: a video lies outside of a folder of its class.
+    Args:
+        root: the folder.
+        others: gets the files that are no videos.
+        strays: gets the videos that lie outside of a folder of their class.
     """
-    for path in find_videos(root, others=others):
+    for path in [*find_videos(root, others=others), *filter(is_video, others)]:
         parts = PurePosixPath(path).parts
         if len(parts) != 3:
-            raise DatasetError(
-                f"{root}: {_readable(path)} is not <split>/<class>/<video>; move it there, or list "
-                "the videos in a CSV (path,label,split)"
-            )
+            strays.append(path)
+            continue
         split, name, _ = parts
         yield _row(root, path, split, str(root / split), None, None), _readable(name)
+    others[:] = [path for path in others if not is_video(path)]  # links that lead nowhere, above
 
 
 def _of_csv(path: Path, root: Path) -> Iterator[tuple[Listed, str]]:
     """Rows without labels, and their class, which may be empty."""
     if not path.is_file():
         raise DatasetError(f"no CSV at {path}, where prepare.annotations says it is")
-    required, optional = ["path", "label"], ["start", "stop", "split"]
-    for place, (video, name, start, stop, split) in read_csv(path, required, optional):
+    for place, (video, name, start, stop, split) in _cells(path):
         relative = _relative(video, root, place)
         start_sec = seconds(start, place, "start") if start else None
         stop_sec = seconds(stop, place, "stop") if stop else None
         if stop_sec is not None and stop_sec <= (start_sec or 0.0):
             raise DatasetError(f"{place}: it starts at {start or 0} s and stops at {stop} s")
         yield _row(root, relative, split or path.stem, place, start_sec, stop_sec), name
+
+
+def _cells(path: Path) -> Iterator[tuple[str, list[str]]]:
+    try:
+        yield from read_csv(path, ["path", "label"], ["start", "stop", "split"])
+    except DatasetError as error:
+        if "lacks the column" not in str(error):
+            raise
+        raise DatasetError(
+            f"{error}. If it does not list the videos, name the one that does as "
+            "prepare.annotations, or move all CSVs elsewhere for the folders to be read"
+        ) from error
 
 
 def _relative(video: str, root: Path, place: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.datasets.listing import (
     Listing,
     annotation_folders,
     check_root,
+    files_without_rows,
     find_videos,
     make_listing,
     nothing_fits,
@@ -74,7 +75,9 @@ def list_hmdb51(root: Path, official_split: int, annotations: Path | None = None
                 unused += 1
             else:
                 rows.append(row)
-    notes = [f"videos that official split {official_split} leaves out: {unused:,}"]
+    empty = [name for name in classes if not files[name].read_bytes().strip()]
+    notes = files_without_rows({files[name].name: [] for name in empty})
+    notes += [f"videos that official split {official_split} leaves out: {unused:,}"]
     if len(classes) != CLASSES:
         notes.append(f"classes with a split file: {len(classes)}, though HMDB51 has {CLASSES}")
     layout = f"official split {official_split} in {shown(folder, root)}/, videos in "
