@@ -62,7 +62,7 @@ def demo_values(folder: Path, clips: int) -> dict[str, NDArray[Any]]:
             out=folder / "demo",
             views=run.extract.views.count,
             limit=None,
-            workers=0,
+            decoders=0,
             batch_size=32,
             replace=False,
             device=torch.device("cpu"),

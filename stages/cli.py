@@ -36,7 +36,7 @@ Dataset = Annotated[str, typer.Option(help="Reads configs/DATASET.yaml.")]
 Root = Annotated[Path | None, typer.Option(help="Where the videos are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 CacheFolder = Annotated[str, typer.Argument(help="The cache's folder.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that decode video; 0 uses this one.")]
+Decoders = Annotated[int, typer.Option(min=0, help="Processes that decode video; 0 uses this one.")]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
 ]
@@ -99,7 +99,7 @@ def teach(
         ),
     ] = False,
     only: Annotated[str | None, typer.Option(help="Train only vit or only cnn.")] = None,
-    workers: Workers = 0,
+    decoders: Decoders = 0,
     device: Device = "auto",
 ) -> None:
     """Score the two teachers on the evaluation split; with --train, train them first."""
@@ -109,28 +109,28 @@ def teach(
         raise typer.BadParameter("--only says which teacher --train trains; give --train too")
     from stages.teach import teach as stage
 
-    stage(_load(dataset), train_them=train, only=only, device=_device(device), workers=workers)
+    stage(_load(dataset), train_them=train, only=only, device=_device(device), decoders=decoders)
 
 
 @app.command()
 def distill(
-    dataset: Dataset, cache: CachePath = None, workers: Workers = 0, device: Device = "auto"
+    dataset: Dataset, cache: CachePath = None, decoders: Decoders = 0, device: Device = "auto"
 ) -> None:
     """Train the student from the cache, and the same student from labels alone."""
     from stages.distill import distill as stage
 
     run = _load(dataset)
-    stage(run, cache_path=cache or run.cache_path, device=_device(device), workers=workers)
+    stage(run, cache_path=cache or run.cache_path, device=_device(device), decoders=decoders)
 
 
 @app.command()
 def evaluate(
-    dataset: Dataset, workers: Workers = 0, device: Device = "auto", batch_size: BatchSize = 32
+    dataset: Dataset, decoders: Decoders = 0, device: Device = "auto", batch_size: BatchSize = 32
 ) -> None:
     """Score teachers, baseline and student on the same test clips."""
     from stages.evaluate import evaluate as stage
 
-    stage(_load(dataset), device=_device(device), workers=workers, batch_size=batch_size)
+    stage(_load(dataset), device=_device(device), decoders=decoders, batch_size=batch_size)
 
 
 @app.command()
@@ -204,7 +204,7 @@ def extract(
             metavar="MODEL", help="Store this student's clips too, besides those of the config."
         ),
     ] = None,
-    workers: Workers = 0,
+    decoders: Decoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     replace: Annotated[
@@ -225,7 +225,7 @@ def extract(
         out=_folder(out) if out else run.cache_path,
         views=views or run.extract.views.count,
         limit=limit,
-        workers=workers,
+        decoders=decoders,
         batch_size=batch_size,
         replace=replace,
         device=_device(device),
@@ -239,7 +239,7 @@ def plan(
     root: Root = None,
     views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many samples.")] = None,
-    workers: Workers = 0,
+    decoders: Decoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     seconds: Annotated[
@@ -259,7 +259,7 @@ def plan(
     options = Options(
         views=views or run.extract.views.count,
         limit=limit,
-        workers=workers,
+        decoders=decoders,
         batch_size=batch_size,
         seconds=seconds,
         device=_device(device),
@@ -301,7 +301,7 @@ def verify(
     root: Root = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the rows of --recompute.")] = 0,
     as_json: AsJson = False,
-    workers: Workers = 0,
+    decoders: Decoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
 ) -> None:
@@ -319,7 +319,7 @@ def verify(
         from stages.recompute import Options
         from stages.recompute import recompute as make_again
 
-        options = Options(recompute, seed, workers, batch_size, _device(device))
+        options = Options(recompute, seed, decoders, batch_size, _device(device))
         again = partial(make_again, _load(dataset, root), _folder(path), options)
     elif recompute:
         raise typer.BadParameter("--recompute needs --dataset: whose teachers, on which videos?")

@@ -55,10 +55,10 @@ class Job:
     out: Path
     device: str
     threads: int
-    workers: int
+    decoders: int
 
 
-def distill(run: Run, *, cache_path: str | Path, device: torch.device, workers: int) -> None:
+def distill(run: Run, *, cache_path: str | Path, device: torch.device, decoders: int) -> None:
     """Train baseline and student side by side and write weights and logs.
 
     Raises:
@@ -78,7 +78,7 @@ def distill(run: Run, *, cache_path: str | Path, device: torch.device, workers: 
     out = run.outputs / "distill"
     cores = os.cpu_count() or 1
     jobs = [
-        Job(run, variant, cache, out, str(device), max(1, cores // len(VARIANTS)), workers)
+        Job(run, variant, cache, out, str(device), max(1, cores // len(VARIANTS)), decoders)
         for variant in VARIANTS
     ]
     usable = used_part(run, cache).valid
@@ -199,7 +199,7 @@ def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
         branch = StructureDiscrepancyBranch(model.map_channels, projection.dim, projection.grid)
         branch.to(device)
     torch.manual_seed(run.distill.seed)  # again: the branch must not shift the dropout's draws
-    feed = Feed(run, cache, samples, method, device, job.workers)
+    feed = Feed(run, cache, samples, method, device, job.decoders)
     logs = []
     for log in train(
         model=model.to(device),

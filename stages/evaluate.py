@@ -25,7 +25,7 @@ from stages.scoring import Scored, labelled, score
 from stages.teachers import load_teachers
 
 
-def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -> None:
+def evaluate(run: Run, *, device: torch.device, decoders: int, batch_size: int) -> None:
     """Score all four on the views of the config's protocol; write metrics, answers and tables."""
     samples = labelled(read_samples(run.samples_path).of_splits([run.evaluate.split]))
     subsets = _subsets(run, samples)
@@ -38,7 +38,7 @@ def evaluate(run: Run, *, device: torch.device, workers: int, batch_size: int) -
         models,
         root,
         samples,
-        workers,
+        decoders,
         batch_size,
         protocol=protocol,
         max_failed_share=run.extract.max_failed_share,

@@ -52,7 +52,7 @@ class Options:
     out: Path
     views: int
     limit: int | None
-    workers: int
+    decoders: int
     batch_size: int
     replace: bool
     device: torch.device
@@ -117,7 +117,7 @@ def _pass_gate(options: Options, wanted: Wanted) -> dict[str, Any]:
         wanted.table,
         models,
         rows=rows,
-        workers=options.workers,
+        decoders=options.decoders,
         batch_size=options.batch_size,
     )
 
@@ -165,7 +165,7 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
     sums = ProjectionSums(grid=config.grid)
     requests: list[Request] = [(row, drawn_views(run, (0,))) for row in rows]
     parts = in_batches(requests, options.batch_size)
-    reads = iterate(networks.dataset(run, samples), parts, options.workers)
+    reads = iterate(networks.dataset(run, samples), parts, options.decoders)
     bad: list[str] = []
 
     def clips() -> Generator[dict[str, torch.Tensor], None, None]:
@@ -228,7 +228,7 @@ def _extract_chunks(
         cache,
         writer.layout,
         batch_size=options.batch_size,
-        decoders=options.workers,
+        decoders=options.decoders,
     )
     failed = cache.failures
 

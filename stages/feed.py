@@ -97,7 +97,7 @@ class Feed:
         samples: Samples,
         method: Method,
         device: torch.device,
-        workers: int,
+        decoders: int,
     ) -> None:
         part = used_part(run, cache)
         usable = part.valid.any(axis=1)
@@ -106,7 +106,7 @@ class Feed:
         draws = np.random.default_rng(run.distill.seed)
         self._turns = draws.integers(part.valid.shape[1], size=len(self._rows))
         self._run, self._cache, self._samples, self._device = run, cache, samples, device
-        self._workers = workers
+        self._decoders = decoders
         self._clip_field = clip_field(run.distill.student)
         self.stored = self._clip_field in cache.fields  # else the videos are decoded again
         self._fields = teacher_fields(run, samples, method)
@@ -167,7 +167,7 @@ class Feed:
                     for row, record in zip(of_rows, records, strict=True)
                 ]
             )
-        for reads in iterate(dataset, requests, self._workers):
+        for reads in iterate(dataset, requests, self._decoders):
             for read in reads:
                 if read.clips is None:
                     raise CacheError(

@@ -50,7 +50,7 @@ def check_teachers(
     models: Mapping[str, VideoModel],
     *,
     rows: int,
-    workers: int,
+    decoders: int,
     batch_size: int,
 ) -> dict[str, Any]:
     """Score teachers before they are run over a dataset, and refuse those far below what is known.
@@ -66,7 +66,7 @@ def check_teachers(
         table: the samples table.
         models: the teachers, by name.
         rows: how many rows are to be made.
-        workers: processes that decode.
+        decoders: processes that decode.
         batch_size: clips in one forward pass.
 
     Returns:
@@ -90,7 +90,7 @@ def check_teachers(
             unknown,
             Path(run.prepare.root),
             subset,
-            workers,
+            decoders,
             batch_size,
             precision=run.extract.precision,
             what="scoring the teachers",

@@ -49,7 +49,7 @@ class Options:
 
     views: int
     limit: int | None
-    workers: int
+    decoders: int
     batch_size: int
     seconds: float
     device: torch.device
@@ -63,7 +63,7 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
         sample (all its views, one core), of each network per view, of one view's storing;
         `forecast`: `decode_core_hours`, `network_hours`, `fit_hours`, `wall_hours`,
         `decoding_limits` (whether the videos cannot be decoded as fast as the networks take them)
-        and `workers_enough`; `break_even_epochs`, `student_epochs`; `less`: bytes and hours with
+        and `decoders_enough`; `break_even_epochs`, `student_epochs`; `less`: bytes and hours with
         fewer views, a coarser grid, fewer dimensions.
 
     Raises:
@@ -85,7 +85,7 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
         "views": options.views,
         "rows": rows,
         "device": str(options.device),
-        "workers": options.workers,
+        "decoders": options.decoders,
         "bytes": {
             "row": sum(row_bytes.values()),
             "all": rows * sum(row_bytes.values()),
@@ -139,7 +139,7 @@ def _timed_reads(
     dataset = networks.dataset(run, samples)
     choose = drawn_views(run, range(options.views))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as data workers have it
+    torch.set_num_threads(1)  # as data decoders have it
     reads: list[Read] = []
     spent: list[float] = []
     begun = time.perf_counter()
@@ -228,7 +228,7 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
 def _forecast(
     run: Run, samples: int, views: int, seconds: Mapping[str, float], options: Options
 ) -> dict[str, Any]:
-    """Hours; a GPU computes while workers decode, a CPU shares its cores between the two."""
+    """Hours; a GPU computes while decoders decode, a CPU shares its cores between the two."""
     fitted = min(run.extract.projection.samples, samples)
     pair = seconds["vit"] + seconds["cnn"]
     networks = sum(each for name, each in seconds.items() if name != "decode")
@@ -236,8 +236,8 @@ def _forecast(
     network = samples * views * networks
     # One view is not a `views`-th of the decoding: most of it is the video's.
     fit_decode, fit_network = fitted * seconds["decode"], fitted * pair
-    cores = max(options.workers, 1)
-    if options.device.type == "cpu" or not options.workers:
+    cores = max(options.decoders, 1)
+    if options.device.type == "cpu" or not options.decoders:
         wall = network + decode / cores + fit_network + fit_decode / cores
     else:
         wall = max(network, decode / cores) + max(fit_network, fit_decode / cores)
@@ -248,7 +248,7 @@ def _forecast(
         "fit_hours": (fit_network + fit_decode / cores) / 3600,
         "wall_hours": wall / 3600,
         "decoding_limits": decode / cores > network,
-        "workers_enough": enough,
+        "decoders_enough": enough,
     }
 
 
@@ -309,9 +309,9 @@ def show(facts: Mapping[str, Any]) -> None:
     about.add_row("storing", f"{1000 * seconds['store']:.1f} ms a view")
     about.add_row("networks", f"{_time(forecast['network_hours'])} on {facts['device']}")
     about.add_row("projection", f"{_time(forecast['fit_hours'])} before the first row")
-    about.add_row("wall", f"{_time(forecast['wall_hours'])} with --workers {facts['workers']}")
+    about.add_row("wall", f"{_time(forecast['wall_hours'])} with --decoders {facts['decoders']}")
     if forecast["decoding_limits"]:
-        enough = plural(forecast["workers_enough"], "worker")
+        enough = plural(forecast["decoders_enough"], "decoder")
         about.add_row("", f"decoding is the limit; {enough} with a core each would be enough")
     even, epochs = facts["break_even_epochs"], facts["student_epochs"]
     about.add_row(

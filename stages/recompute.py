@@ -66,7 +66,7 @@ class Options:
 
     rows: int
     seed: int
-    workers: int
+    decoders: int
     batch_size: int
     device: torch.device
 
@@ -147,7 +147,7 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
     dataset = networks.dataset(run, samples_from_table(stored.samples, str(path)))
     requests: list[Request] = [(row, drawn_views(run, (view,))) for row, view in places.tolist()]
     parts = in_batches(requests, options.batch_size)
-    reads = iterate(dataset, parts, options.workers)
+    reads = iterate(dataset, parts, options.decoders)
     progress = track(reads, total=len(parts), what="recomputing", unit="batches")
     for number, batch in enumerate(progress):
         of_batch = places[number * options.batch_size :][: len(batch)]

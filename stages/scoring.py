@@ -96,7 +96,7 @@ def score(
     models: Mapping[str, VideoModel],
     root: Path,
     samples: Samples,
-    workers: int,
+    decoders: int,
     batch_size: int,
     *,
     protocol: Protocol = CENTRE,
@@ -113,7 +113,7 @@ def score(
         models: by role.
         root: the dataset's root.
         samples: with labels of all heads, see `labelled`.
-        workers: processes that decode.
+        decoders: processes that decode.
         batch_size: clips in one forward pass.
         protocol: which views; by default the single one in the centre.
         precision: what the networks compute in.
@@ -135,7 +135,7 @@ def score(
     logits: dict[str, dict[str, list[NDArray[np.float32]]]] = {
         role: {head: [] for head in model.heads} for role, model in models.items()
     }
-    reads = iterate(dataset, batches, workers, ahead=4 if protocol.views == 1 else 1)
+    reads = iterate(dataset, batches, decoders, ahead=4 if protocol.views == 1 else 1)
     for batch in track(reads, total=len(batches), what=what, unit="batches"):
         scored.errors |= {read.row: read.error for read in batch if read.error is not None}
         good = [read for read in batch if read.clips is not None]

@@ -21,7 +21,7 @@ _POOL_SEED_OFFSET = 1_000_003  # the pool never shares a video with the splits
 
 
 def teach(
-    run: Run, *, train_them: bool, only: str | None, device: torch.device, workers: int
+    run: Run, *, train_them: bool, only: str | None, device: torch.device, decoders: int
 ) -> None:
     """Train the teachers if asked, then score both on the test split and write the scores.
 
@@ -39,7 +39,7 @@ def teach(
             of_split = samples.of_splits([run.teach.validation])
             validation = Labelled.of(Path(run.prepare.root), of_split)
         for role in roles:
-            train_teacher(run, role, source, validation, device, workers)
+            train_teacher(run, role, source, validation, device, decoders)
         for role in roles:
             forget_checkpoint(run, role)
     test = labelled(samples.of_splits([run.evaluate.split]))
@@ -48,7 +48,7 @@ def teach(
         models,
         Path(run.prepare.root),
         test,
-        workers,
+        decoders,
         batch_size=32,
         max_failed_share=run.extract.max_failed_share,
     )

@@ -69,10 +69,10 @@ class _Feed:
         model: VideoModel,
         source: Labelled,
         device: torch.device,
-        workers: int,
+        decoders: int,
     ) -> None:
         self._seed, self._recipe = run.teach.seed, recipe
-        self._device, self._workers = device, workers
+        self._device, self._decoders = device, decoders
         self._rule = ViewRule(run.teach.seed, run.teach.scale, model.clip.span_sec, flip=False)
         self._dataset = ClipDataset(source.root, source.samples, [model.clip])
         self._size = model.clip.size
@@ -95,7 +95,7 @@ class _Feed:
         view = DrawnViews(self._rule, (epoch,))
         requests: list[list[Request]] = [[(int(row), view) for row in rows] for rows in order]
         mixing = np.random.default_rng([self._seed, epoch, 1])  # the order has (seed, epoch)
-        for reads in iterate(self._dataset, requests, self._workers):
+        for reads in iterate(self._dataset, requests, self._decoders):
             mix = None
             if recipe.mixup or recipe.cutmix:
                 mix = draw_mix(mixing, mixup=recipe.mixup, cutmix=recipe.cutmix, size=self._size)
@@ -139,7 +139,7 @@ def train_teacher(
     source: Labelled,
     validation: Labelled | None,
     device: torch.device,
-    workers: int,
+    decoders: int,
 ) -> None:
     """Train one teacher, going on after the last epoch that was finished, and write its weights.
 
@@ -157,7 +157,7 @@ def train_teacher(
     recipe, out = teacher.train, run.outputs / "teach" / role
     model = _starting_model(run, teacher, source.samples).to(device)
     belongs_to = _belongs_to(run, teacher, model, source, validation, device)
-    feed = _Feed(run, recipe, model, source, device, workers)
+    feed = _Feed(run, recipe, model, source, device, decoders)
     training = start_training(
         model,
         None,
@@ -187,7 +187,7 @@ def train_teacher(
         ):
             record: dict[str, Any] = {"epoch": log.epoch, **log.record}
             if validation is not None:
-                record["top1"] = _top1(training.result, validation, workers)
+                record["top1"] = _top1(training.result, validation, decoders)
             record["seconds"] = time.perf_counter() - started
             started = time.perf_counter()
             console.print(f"{role} epoch {log.epoch}: {json.dumps(record)}")
@@ -271,10 +271,10 @@ def _write_logs(out: Path, past: Past) -> None:
     write_csv(out.with_name(f"{out.name}.csv"), pa.Table.from_pylist(past.records))
 
 
-def _top1(model: VideoModel, validation: Labelled, workers: int) -> float:
+def _top1(model: VideoModel, validation: Labelled, decoders: int) -> float:
     """On the single centre view, as `evaluate` and the gate count it: of all heads together."""
     samples = labelled(validation.samples)
-    scored = score({"it": model}, validation.root, samples, workers, 32, what="validating")
+    scored = score({"it": model}, validation.root, samples, decoders, 32, what="validating")
     return float(scored.accuracies("it")["top1"])
 
 

@@ -80,7 +80,7 @@ def options(run: Run, *, replace: bool = False, views: int | None = None) -> Opt
         out=run.cache_path,
         views=views or run.extract.views.count,
         limit=None,
-        workers=0,
+        decoders=0,
         batch_size=8,
         replace=replace,
         device=torch.device("cpu"),

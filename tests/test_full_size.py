@@ -129,8 +129,8 @@ def losses(run: Run, variant: str) -> dict[str, float]:
 def run_chain(run: Run, device: torch.device) -> None:
     """Extract → distill one epoch → evaluate."""
     extract(run, replace(options(run, views=1), batch_size=1, device=device))
-    distill(run, cache_path=run.cache_path, device=device, workers=0)
-    evaluate(run, device=device, workers=0, batch_size=1)
+    distill(run, cache_path=run.cache_path, device=device, decoders=0)
+    evaluate(run, device=device, decoders=0, batch_size=1)
 
 
 def check_chain(run: Run, pair: Pair) -> None:

@@ -117,7 +117,7 @@ def test_every_kind_at_once_goes_through_the_chain(run: Run) -> None:
 
     # distill trains on the rest, whether they have a label or not.
     check_cache(run, cache)
-    job = Job(run, "student", cache, Path("trained"), "cpu", threads=1, workers=0)
+    job = Job(run, "student", cache, Path("trained"), "cpu", threads=1, decoders=0)
     (log,) = train_student(job, 0, Queue())
     assert all(np.isfinite(value) for value in log.record.values())
 
@@ -156,7 +156,7 @@ def test_a_dataset_without_a_readable_video_is_refused_by_each_stage(run: Run) -
     with pytest.raises(ExtractError, match=r"fitted on 13 samples \(13 of them cannot be read; "):
         extract(run, chain_making.options(run))
     with pytest.raises(TeachError, match="not one of 13 videos to train on can be read"):
-        teach(run, train_them=True, only="cnn", device=torch.device("cpu"), workers=0)
+        teach(run, train_them=True, only="cnn", device=torch.device("cpu"), decoders=0)
     with pytest.raises(DatasetError, match=r"none of 14 samples in data/mini can be read: empty\."):
         prepare(run, probe=True, workers=0)
 

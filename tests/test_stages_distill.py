@@ -31,17 +31,17 @@ from stages.feed import Feed, teacher_fields
 
 def job(run: Run, variant: str, out: str = "trained") -> Job:
     cache = open_cache(run.cache_path)
-    return Job(run, variant, cache, Path(out), "cpu", threads=1, workers=0)
+    return Job(run, variant, cache, Path(out), "cpu", threads=1, decoders=0)
 
 
 def feed(
-    run: Run, *, workers: int = 0, stored: bool = True, epochs: tuple[int, ...] = (0, 1)
+    run: Run, *, decoders: int = 0, stored: bool = True, epochs: tuple[int, ...] = (0, 1)
 ) -> list[Batch]:
     """The batches of some epochs with all terms on."""
     cache = open_cache(run.cache_path, blocks=True)
     samples = samples_from_table(cache.samples, "cache")
     method = Method(run.distill.weights, temperature=run.distill.temperature)
-    made = Feed(run, cache, samples, method, torch.device("cpu"), workers)
+    made = Feed(run, cache, samples, method, torch.device("cpu"), decoders)
     made.stored = stored
     return [batch for epoch in epochs for batch in made(epoch)]
 
@@ -60,7 +60,7 @@ def test_stored_clips_are_the_pixels_of_live_decoding(mini: Run) -> None:
 
 @pytest.mark.slow
 def test_batches_do_not_depend_on_the_number_of_data_workers(mini: Run) -> None:
-    assert_same(feed(mini, stored=False, workers=2, epochs=(1,)), feed(mini, epochs=(1,)))
+    assert_same(feed(mini, stored=False, decoders=2, epochs=(1,)), feed(mini, epochs=(1,)))
 
 
 def test_every_epoch_has_each_sample_once_and_all_views_take_turns(mini: Run) -> None:
@@ -197,7 +197,7 @@ def test_a_part_of_the_cache_trains(mini: Run) -> None:
 
 @pytest.mark.slow
 def test_both_students_side_by_side(mini: Run) -> None:
-    stage.distill(mini, cache_path=mini.cache_path, device=torch.device("cpu"), workers=0)
+    stage.distill(mini, cache_path=mini.cache_path, device=torch.device("cpu"), decoders=0)
     out = mini.outputs / "distill"
     names = {path.name for path in out.iterdir()}
     assert names == {
@@ -286,7 +286,7 @@ def test_both_students_from_a_compressed_cache(
     run = packed(mini)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
     monkeypatch.setattr(stage, "_run_side_by_side", in_turn)
-    stage.distill(run, cache_path=run.cache_path, device=torch.device("cpu"), workers=0)
+    stage.distill(run, cache_path=run.cache_path, device=torch.device("cpu"), decoders=0)
     assert (run.outputs / "distill" / "student.safetensors").exists()
     (record,) = [one for one in caplog.records if one.name.startswith("cache")]
     assert "residual (compressed: blosc_zstd)" in record.getMessage()

@@ -32,7 +32,7 @@ def trained(mini: Run) -> Run:
 
 
 def test_metrics_follow_from_the_answers(trained: Run) -> None:
-    evaluate(trained, device=CPU, workers=0, batch_size=4)
+    evaluate(trained, device=CPU, decoders=0, batch_size=4)
     out = trained.outputs / "evaluate"
     metrics = json.loads((out / "metrics.json").read_text())
     answers = pq.read_table(out / "answers.parquet").to_pydict()
@@ -53,7 +53,7 @@ def test_metrics_follow_from_the_answers(trained: Run) -> None:
 def test_answers_do_not_depend_on_the_batch_size(trained: Run) -> None:
     tables = []
     for size in (3, 14):
-        evaluate(trained, device=CPU, workers=0, batch_size=size)
+        evaluate(trained, device=CPU, decoders=0, batch_size=size)
         tables.append(pq.read_table(trained.outputs / "evaluate" / "answers.parquet").to_pydict())
     for name in tables[0]:
         if name.endswith("_probability"):
@@ -65,7 +65,7 @@ def test_answers_do_not_depend_on_the_batch_size(trained: Run) -> None:
 def test_unreadable_test_videos_are_counted_and_left_out(trained: Run) -> None:
     test = read_samples(trained.samples_path).of_splits(["test"])
     (Path(trained.prepare.root) / test.row(5).path).write_bytes(b"not a video")
-    evaluate(trained, device=CPU, workers=0, batch_size=4)
+    evaluate(trained, device=CPU, decoders=0, batch_size=4)
     metrics = json.loads((trained.outputs / "evaluate" / "metrics.json").read_text())
     assert (metrics["videos"], metrics["unreadable"]) == (13, 1)
     answers = pq.read_table(trained.outputs / "evaluate" / "answers.parquet")
@@ -77,7 +77,7 @@ def test_too_many_unreadable_test_videos_are_an_error(trained: Run) -> None:
     for row in range(8):
         (Path(trained.prepare.root) / test.row(row).path).write_bytes(b"not a video")
     with pytest.raises(ValueError, match=r"8 of 14 samples cannot be read, more than .* 50%"):
-        evaluate(trained, device=CPU, workers=0, batch_size=4)
+        evaluate(trained, device=CPU, decoders=0, batch_size=4)
     assert not (trained.outputs / "evaluate" / "metrics.json").exists()
 
 
@@ -86,22 +86,22 @@ def test_a_split_without_a_readable_video_is_an_error(trained: Run) -> None:
     for row in range(len(test)):
         (Path(trained.prepare.root) / test.row(row).path).unlink()
     with pytest.raises(ValueError, match="not one of 14 videos"):
-        evaluate(trained, device=CPU, workers=0, batch_size=4)
+        evaluate(trained, device=CPU, decoders=0, batch_size=4)
 
 
 def test_samples_of_before_there_were_subsets_are_scored(trained: Run) -> None:
     trained.subsets_path.unlink()
-    evaluate(trained, device=CPU, workers=0, batch_size=4)
+    evaluate(trained, device=CPU, decoders=0, batch_size=4)
     assert (trained.outputs / "evaluate" / "metrics.json").exists()
 
 
 def test_missing_students_name_the_file(mini: Run) -> None:
     with pytest.raises(WeightsError, match=r"baseline\.safetensors"):
-        evaluate(mini, device=CPU, workers=0, batch_size=4)
+        evaluate(mini, device=CPU, decoders=0, batch_size=4)
 
 
 def test_teach_scores_both_teachers(mini: Run) -> None:
-    teach(mini, train_them=False, only=None, device=CPU, workers=0)
+    teach(mini, train_them=False, only=None, device=CPU, decoders=0)
     scores = json.loads((mini.outputs / "teach.json").read_text())
     assert scores.keys() == {"vit", "cnn"}
     assert all(0 <= score["top1"] <= score["top5"] <= 1 for score in scores.values())
@@ -111,6 +111,6 @@ def test_teach_trains_only_what_is_asked_for(mini: Run) -> None:
     before = {
         role: Path(f"configs/mini/{role}.safetensors").read_bytes() for role in ("vit", "cnn")
     }
-    teach(mini, train_them=True, only="cnn", device=CPU, workers=0)
+    teach(mini, train_them=True, only="cnn", device=CPU, decoders=0)
     assert Path("configs/mini/vit.safetensors").read_bytes() == before["vit"]
     assert Path("configs/mini/cnn.safetensors").read_bytes() != before["cnn"]

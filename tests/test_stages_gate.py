@@ -50,7 +50,7 @@ def teachers(run: Run) -> dict[str, VideoModel]:
 
 def check(run: Run, models: dict[str, VideoModel], rows: int = 10_000) -> dict[str, Any]:
     table = read_samples(run.samples_path)
-    return check_teachers(run, table, models, rows=rows, workers=0, batch_size=8)
+    return check_teachers(run, table, models, rows=rows, decoders=0, batch_size=8)
 
 
 def no_score(*_args: object, **_options: object) -> Never:
@@ -160,7 +160,7 @@ def test_what_teach_measured_on_other_labels_does_not_count(mini: Run) -> None:
 
 def test_teach_leaves_what_the_gate_reads(mini: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_config(Path.cwd(), *TRAINED)
-    teach(run, train_them=False, only=None, device=torch.device("cpu"), workers=0)
+    teach(run, train_them=False, only=None, device=torch.device("cpu"), decoders=0)
     monkeypatch.setattr(stages.gate, "score", no_score)
     assert check(run, teachers(run))["vit"]["videos"] == 14
 
@@ -273,13 +273,13 @@ def test_published_weights_want_the_official_class_order(published: Run) -> None
     spelt = tuple(f'"{name}"'.replace(" ", "_") for name in names)  # as lists of others have them
     for fine in (names, spelt):
         assert not check_teachers(
-            published, kinetics_table(fine), {}, rows=0, workers=0, batch_size=1
+            published, kinetics_table(fine), {}, rows=0, decoders=0, batch_size=1
         )
     swapped = (*names[:5], names[6], names[5], *names[7:])
     with pytest.raises(GateError, match=r"class 5 is 'archery' .* and 'arm wrestling' in"):
-        check_teachers(published, kinetics_table(swapped), {}, rows=0, workers=0, batch_size=1)
+        check_teachers(published, kinetics_table(swapped), {}, rows=0, decoders=0, batch_size=1)
     with pytest.raises(GateError, match=r"class 399 is 'zumba' .* and nothing in"):
-        check_teachers(published, kinetics_table(names[:-1]), {}, rows=0, workers=0, batch_size=1)
+        check_teachers(published, kinetics_table(names[:-1]), {}, rows=0, decoders=0, batch_size=1)
 
 
 def test_so_does_a_file_that_teach_did_not_write(mini: Run) -> None:
@@ -297,10 +297,10 @@ def test_so_does_a_file_that_teach_did_not_write(mini: Run) -> None:
             ),
         )
         if fine:  # its order is its own
-            assert not check_teachers(run, swapped, {}, rows=0, workers=0, batch_size=1)
+            assert not check_teachers(run, swapped, {}, rows=0, decoders=0, batch_size=1)
         else:
             with pytest.raises(GateError, match=r"class 5 is 'archery' .* 'arm wrestling' in"):
-                check_teachers(run, swapped, {}, rows=0, workers=0, batch_size=1)
+                check_teachers(run, swapped, {}, rows=0, decoders=0, batch_size=1)
 
 
 @pytest.mark.parametrize(("top1", "passes"), [(0.68, True), (0.45, False)])
@@ -318,7 +318,7 @@ def test_kinetics_teachers_are_held_to_what_was_published(
     write_scores(published, {"cnn": model}, top1=top1, videos=256)
 
     def gate() -> dict[str, Any]:
-        return check_teachers(published, table, {"cnn": model}, rows=10, workers=0, batch_size=1)
+        return check_teachers(published, table, {"cnn": model}, rows=10, decoders=0, batch_size=1)
 
     if passes:
         assert gate()["cnn"]["top1"] == top1

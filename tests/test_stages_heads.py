@@ -107,12 +107,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         torch.manual_seed(0)
         for teacher in (run.teach.vit, run.teach.cnn):
             save_weights(create_model(teacher.model, heads), Path(teacher.weights), {})
-        teach(run, train_them=False, only=None, device=CPU, workers=0)
+        teach(run, train_them=False, only=None, device=CPU, decoders=0)
         extract(run, options(run))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distilling, "_run_side_by_side", one_after_the_other)
-            distilling.distill(run, cache_path=run.cache_path, device=CPU, workers=0)
-        evaluate(run, device=CPU, workers=0, batch_size=16)
+            distilling.distill(run, cache_path=run.cache_path, device=CPU, decoders=0)
+        evaluate(run, device=CPU, decoders=0, batch_size=16)
     finally:
         os.chdir(before)
         torch.set_num_threads(threads)
@@ -263,6 +263,6 @@ def test_prepare_tells_the_subsets_and_evaluate_needs_them(run: Run) -> None:
     away = run.subsets_path.rename(run.subsets_path.with_suffix(".away"))
     try:
         with pytest.raises(SamplesError, match="no table of subsets at"):
-            evaluate(run, device=CPU, workers=0, batch_size=16)
+            evaluate(run, device=CPU, decoders=0, batch_size=16)
     finally:
         away.rename(run.subsets_path)

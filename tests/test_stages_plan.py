@@ -18,7 +18,7 @@ from stages.plan import Options, PlanError, plan, show
 FEW = Options(
     views=2,
     limit=None,
-    workers=0,
+    decoders=0,
     batch_size=4,
     seconds=0.01,
     device=torch.device("cpu"),

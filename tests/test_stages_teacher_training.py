@@ -33,7 +33,7 @@ ON_TRAIN = ("pool: 14", "splits: [train]")
 
 
 def train_cnn(run: Run) -> None:
-    teach(run, train_them=True, only="cnn", device=CPU, workers=0)
+    teach(run, train_them=True, only="cnn", device=CPU, decoders=0)
 
 
 VALIDATED = ("scale: [0.7, 1.0]\n  vit", "scale: [0.7, 1.0]\n  validation: test\n  vit")
@@ -118,9 +118,9 @@ def test_a_teacher_that_is_done_is_not_trained_again_when_the_other_was_interrup
 
     monkeypatch.setattr(teacher_training._Feed, "__call__", watched)
     with pytest.raises(KeyboardInterrupt):
-        teach(run, train_them=True, only=None, device=CPU, workers=0)
+        teach(run, train_them=True, only=None, device=CPU, decoders=0)
     vit = Path(run.teach.vit.weights).read_bytes()
-    teach(run, train_them=True, only=None, device=CPU, workers=0)
+    teach(run, train_them=True, only=None, device=CPU, decoders=0)
     assert len(epochs) == 3
     assert Path(run.teach.vit.weights).read_bytes() == vit
     assert not list(OUT.rglob("checkpoint.pt"))

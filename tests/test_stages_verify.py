@@ -23,9 +23,9 @@ from stages.extract import extract
 from stages.recompute import TOLERANCE, Options, RecomputeError
 
 
-def options(rows: int = 28, *, seed: int = 0, workers: int = 0) -> Options:
+def options(rows: int = 28, *, seed: int = 0, decoders: int = 0) -> Options:
     """What `dualkd-cache verify` passes on."""
-    return Options(rows, seed, workers, 8, torch.device("cpu"))
+    return Options(rows, seed, decoders, 8, torch.device("cpu"))
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -83,7 +83,7 @@ def test_other_frames_are_named_with_both_decoders(
 def test_a_video_that_is_gone_is_named(mini: Run) -> None:
     sample = read_samples(mini.samples_path).of_splits(["train"]).row(2)
     (Path(mini.prepare.root) / sample.path).unlink()
-    result = recompute.recompute(mini, mini.cache_path, options(workers=1))
+    result = recompute.recompute(mini, mini.cache_path, options(decoders=1))
     assert {finding.sample_id for finding in result.findings} == {sample.sample_id}
     assert "was readable when the cache was made, and is not now: " in result.findings[0].what
 
