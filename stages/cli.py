@@ -204,6 +204,16 @@ def extract(
             metavar="MODEL", help="Store this student's clips too, besides those of the config."
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Start so many workers on this machine, one per GPU; without, none is."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR", help="Use the workers of this dask scheduler, as tcp://…"),
+    ] = None,
     decoders: Decoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
@@ -211,7 +221,13 @@ def extract(
         bool, typer.Option("--replace", help="Move another cache at --out aside; else refuse it.")
     ] = False,
 ) -> None:
-    """Run both teachers over every view once; goes on where an interrupted run stopped."""
+    """Run both teachers over every view once; goes on where an interrupted run stopped.
+
+    By default in this process, on one device. --workers and --scheduler have the chunks made by
+    dask workers (docs/scale.md); --decoders is then for each of them, --device theirs.
+    """
+    if workers is not None and scheduler is not None:
+        raise typer.BadParameter("--workers starts a scheduler, --scheduler names one: give one")
     from pipeline.model_names import check_model_name
     from stages.extract import Options
     from stages.extract import extract as stage
@@ -228,7 +244,10 @@ def extract(
         decoders=decoders,
         batch_size=batch_size,
         replace=replace,
-        device=_device(device),
+        device=_device("auto" if scheduler else device),
+        workers=workers,
+        scheduler=scheduler,
+        worker_device=None if device == "auto" else device,
     )
     stage(run, options)
 

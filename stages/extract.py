@@ -7,7 +7,8 @@ is read from the cache), then chunk by chunk decode → teachers → residual �
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cache import (
     CacheError,
     CacheWriter,
     PendingChunk,
+    StagedChunk,
     Status,
     TeacherCache,
     check_place,
@@ -37,7 +39,7 @@ from stages.gate import check_teachers
 from stages.making import ChunkMaker
 from stages.opening import Wanted, open_wanted, put_in_place
 from stages.overlap import ahead
-from stages.progress import console, meter, track
+from stages.progress import Meter, console, meter, track
 from stages.recorded import environment
 from stages.rows import Networks, drawn_views, ordered_samples
 from stages.teachers import Teachers, load_added, load_teachers
@@ -47,7 +49,20 @@ __all__ = ["ExtractError", "Options", "extract"]
 
 @dataclass(frozen=True)
 class Options:
-    """What does not decide the value of a row."""
+    """What does not decide the value of a row.
+
+    Attributes:
+        out: where the cache stands, or is to stand.
+        views: of each sample.
+        limit: the cache grows to at most so many samples.
+        decoders: processes that decode; of each worker, where there are any.
+        batch_size: clips in one forward pass.
+        replace: whether another cache at `out` is moved aside.
+        device: of this process.
+        workers: of a cluster on this machine; None computes in this process.
+        scheduler: the address of a cluster that is there already.
+        worker_device: of the scheduler's workers; None takes a GPU where there is one.
+    """
 
     out: Path
     views: int
@@ -56,6 +71,9 @@ class Options:
     batch_size: int
     replace: bool
     device: torch.device
+    workers: int | None = None
+    scheduler: str | None = None
+    worker_device: str | None = None
 
 
 def extract(run: Run, options: Options) -> None:
@@ -221,26 +239,82 @@ def _extract_chunks(
     pending: Sequence[PendingChunk],
 ) -> None:
     """Make what is pending; each chunk is written as soon as its samples are through."""
-    run = wanted.run
+    run, failed = wanted.run, cache.failures
+
+    def note(failures: Mapping[str, str]) -> None:
+        failed.update(failures)
+        _check_failures(run, options.out, failed, writer)
+
+    rows = sum(len(writer.sample_range(work.chunk)) * len(work.views) for work in pending)
+    with meter("extracting", total=rows, unit="views") as counter:
+        if options.workers is None and options.scheduler is None:
+            _extract_here(options, wanted, writer, cache, pending, note, counter)
+        else:
+            _extract_elsewhere(options, wanted, writer, pending, note, counter)
+
+
+def _extract_here(
+    options: Options,
+    wanted: Wanted,
+    writer: CacheWriter,
+    cache: TeacherCache,
+    pending: Sequence[PendingChunk],
+    note: Callable[[Mapping[str, str]], None],
+    counter: Meter,
+) -> None:
+    """In this process, on one device."""
     maker = ChunkMaker(
-        run,
+        wanted.run,
         wanted.networks,
         cache,
         writer.layout,
         batch_size=options.batch_size,
         decoders=options.decoders,
     )
-    failed = cache.failures
 
     def write(work: PendingChunk, chunk: ChunkArrays) -> None:
         failures = chunk.failures(maker.samples)
         writer.write_chunk(work.chunk, chunk.arrays, work.views, failures=failures)
-        failed.update(failures)
-        _check_failures(run, options.out, failed, writer)
+        note(failures)
 
-    rows = sum(len(writer.sample_range(work.chunk)) * len(work.views) for work in pending)
-    with meter("extracting", total=rows, unit="views") as counter:
-        maker.make(pending, write, counter.advance)
+    maker.make(pending, write, counter.advance)
+
+
+def _extract_elsewhere(
+    options: Options,
+    wanted: Wanted,
+    writer: CacheWriter,
+    pending: Sequence[PendingChunk],
+    note: Callable[[Mapping[str, str]], None],
+    counter: Meter,
+) -> None:
+    """By the workers of a cluster; this process commits what they stage."""
+    from distributed import Client  # noqa: PLC0415 (takes seconds to import)
+
+    from stages import cluster  # noqa: PLC0415
+
+    local = options.scheduler is None
+    recipe = cluster.recipe_for(
+        wanted.run,
+        wanted.table,
+        wanted.teachers,
+        options.out,
+        device=options.device.type if local else options.worker_device,
+        batch_size=options.batch_size,
+        decoders=options.decoders,
+    )
+
+    def commit(staged: StagedChunk) -> None:
+        writer.commit(staged)
+        note(staged.failures)
+
+    started = (
+        cluster.local_cluster(options.workers or 1, options.device)
+        if options.scheduler is None
+        else nullcontext(options.scheduler)
+    )
+    with started as address:
+        cluster.make_chunks(lambda: Client(address), recipe, pending, commit, counter)
 
 
 def _check_failures(run: Run, out: Path, failed: Mapping[str, str], writer: CacheWriter) -> None:

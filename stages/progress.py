@@ -59,6 +59,19 @@ class Meter:
         self._printed = time.monotonic()
         self._started: float | None = None  # the first item ends the start-up: no measure of it
         self._first = self._done = 0
+        self._note = ""
+
+    @property
+    def rate(self) -> float:
+        """Items per second since the first one."""
+        if self._started is None:
+            return 0.0
+        return (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def note(self, text: str) -> None:
+        """Say something beside the count, from now on."""
+        self._note = f", {text}"
+        self._bar.update(self._task, description=f"{self._what}{self._note}")
 
     def advance(self, amount: int = 1) -> None:
         """Count `amount` items as done."""
@@ -71,11 +84,10 @@ class Meter:
         if not console.is_terminal and (finished or now - self._printed >= _LINE_EVERY_SEC):
             self._printed = now
             line = f"{self._what}: {self._done}/{self._total} {self._unit}"
-            if self._done > self._first:
-                rate = (self._done - self._first) / max(now - self._started, 1e-9)
-                left = (self._total - self._done) / rate
-                line += f", {rate:.1f} {self._unit}/s, {left:.0f} s left"
-            console.print(line)
+            if self.rate > 0:
+                left = (self._total - self._done) / self.rate
+                line += f", {self.rate:.1f} {self._unit}/s, {left:.0f} s left"
+            console.print(line + self._note)
 
 
 @contextmanager

@@ -1,0 +1,429 @@
+"""Extraction by many workers: dask hands out the chunks, this process commits them.
+
+One task makes one chunk: a worker decodes, runs the networks, stages the files in the cache's
+folder, and answers with what the commit will say. Only this process commits, so a chunk that was
+made twice (its worker was thought dead) has one author. Workers need the folders of the cache, the
+videos and the weights, under the same paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import dask
+import torch
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    Nanny,
+    Scheduler,
+    SpecCluster,
+    WorkerPlugin,
+    as_completed,
+    get_worker,
+)
+from distributed.comm.core import CommClosedError
+
+from cache import CacheError, PendingChunk, StagedChunk, open_cache, read_layout, stage_chunk
+from pipeline.config import Run
+from pipeline.samples import Samples
+from pipeline.weights import PUBLISHED
+from stages.chunk_arrays import ChunkArrays, ExtractError
+from stages.making import ChunkMaker
+from stages.progress import Meter, console
+from stages.rows import Networks
+from stages.teachers import added_identities, check_added, load_added, load_teachers
+from stages.wording import plural
+
+GPU = "GPU"  # the resource that workers with a GPU offer
+_TOLD_EVERY_SEC = 2.0  # views that were made, by a worker
+_PATIENCE_SEC = 300.0  # for a scheduler that went away, and for a first worker
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a worker needs to make chunks.
+
+    Attributes:
+        run: the config, with absolute paths.
+        classes: the samples table without its rows, for the networks' heads.
+        place: the cache's folder.
+        fingerprint: of the cache.
+        teachers: what decides the outputs of the two teachers; see `Teachers.identities`.
+        device: of the worker; None takes a GPU if there is one.
+        batch_size: clips in one forward pass.
+        decoders: processes that decode, of each worker.
+    """
+
+    run: Run
+    classes: Samples
+    place: Path
+    fingerprint: str
+    teachers: Mapping[str, Mapping[str, Any]]
+    device: str | None
+    batch_size: int
+    decoders: int
+
+    @property
+    def name(self) -> str:
+        """Of the plugin, and of the topic on which workers tell what they made."""
+        return f"dualkd-{self.fingerprint[:12]}"
+
+
+def recipe_for(
+    run: Run,
+    table: Samples,
+    teachers: Mapping[str, Mapping[str, Any]],
+    place: Path,
+    *,
+    device: str | None,
+    batch_size: int,
+    decoders: int,
+) -> Recipe:
+    """What workers are told; relative paths become absolute ones."""
+    return Recipe(
+        run=_with_absolute_paths(run),
+        classes=table.take([]),
+        place=place.absolute(),
+        fingerprint=open_cache(place).fingerprint,
+        teachers=teachers,
+        device=device,
+        batch_size=batch_size,
+        decoders=decoders,
+    )
+
+
+def _with_absolute_paths(run: Run) -> Run:
+    def changed(weights: str) -> str:
+        return weights if weights == PUBLISHED else str(Path(weights).absolute())
+
+    teach = run.teach.model_copy(
+        update={
+            role: teacher.model_copy(update={"weights": changed(teacher.weights)})
+            for role, teacher in (("vit", run.teach.vit), ("cnn", run.teach.cnn))
+        }
+    )
+    added = {
+        name: teacher.model_copy(update={"weights": changed(teacher.weights)})
+        for name, teacher in run.extract.added.items()
+    }
+    root = str(Path(run.prepare.root).absolute())
+    return run.model_copy(
+        update={
+            "teach": teach,
+            "extract": run.extract.model_copy(update={"added": added}),
+            "prepare": run.prepare.model_copy(update={"root": root}),
+        }
+    )
+
+
+class ChunkPlugin(WorkerPlugin):
+    """What a worker keeps from task to task: the networks, and the processes that decode."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.name = recipe.name
+
+    def setup(self, worker: Any) -> None:
+        """Get ready for tasks; the networks are loaded by the first one."""
+        self._worker = worker
+        self._lock = threading.Lock()  # of workers with several threads one computes
+        self._maker: ChunkMaker | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to a worker."""
+        return {"recipe": self.recipe, "name": self.name}
+
+    def make(self, work: PendingChunk) -> StagedChunk:
+        """Make a chunk and stage it."""
+        staged: list[StagedChunk] = []
+        layout = read_layout(self.recipe.place)
+
+        def stage(_work: PendingChunk, chunk: ChunkArrays) -> None:
+            failures = chunk.failures(maker.samples)
+            staged.append(stage_chunk(layout, work.chunk, chunk.arrays, work.views, failures))
+
+        with self._lock:
+            maker = self._maker = self._maker or self._load()
+            maker.make([work], stage, _Teller(self._worker, self.name, work.chunk))
+        return staged[0]
+
+    def _load(self) -> ChunkMaker:
+        recipe = self.recipe
+        here = f"the worker {self._worker.address}"
+        try:
+            cache = open_cache(recipe.place)
+        except CacheError as error:
+            raise ExtractError(
+                f"{here} cannot open the cache: {error}. All workers need its folder, that of the "
+                "videos and those of the weights, under the same paths"
+            ) from error
+        if cache.fingerprint != recipe.fingerprint:
+            raise ExtractError(f"{here} finds another cache at {recipe.place}")
+        device = torch.device(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        run, table = recipe.run, recipe.classes
+        networks = Networks(
+            load_teachers(run, table, device),
+            run.extract.clips,
+            load_added(run, table, device),
+            run.extract.precision,
+        )
+        if networks.teachers.identities(run) != recipe.teachers:
+            raise ExtractError(
+                f"{here} has other teachers than the process that asks: the files of their "
+                "weights, or the versions of the code, differ"
+            )
+        check_added(cache, added_identities(run, networks.added))
+        layout = read_layout(recipe.place)
+        return ChunkMaker(
+            run,
+            networks,
+            cache,
+            layout,
+            batch_size=recipe.batch_size,
+            decoders=recipe.decoders,
+        )
+
+
+class _Teller:
+    """Tells the client, now and then, how many views of a chunk are made."""
+
+    def __init__(self, worker: Any, topic: str, chunk: int) -> None:
+        self._worker, self._topic, self._chunk = worker, topic, chunk
+        self._views, self._told = 0, time.monotonic()
+
+    def __call__(self, views: int) -> None:
+        self._views += views
+        if time.monotonic() - self._told > _TOLD_EVERY_SEC:
+            self._told = time.monotonic()
+            event = {"chunk": self._chunk, "views": self._views}
+            self._worker.log_event(self._topic, event)
+
+
+def make_chunk(name: str, work: PendingChunk) -> StagedChunk:
+    """The task: make a chunk on the worker that runs it."""
+    plugin = cast("ChunkPlugin", get_worker().plugins[name])
+    return plugin.make(work)
+
+
+def make_chunks(
+    open_client: Callable[[], Client],
+    recipe: Recipe,
+    pending: Sequence[PendingChunk],
+    commit: Callable[[StagedChunk], None],
+    meter: Meter,
+) -> None:
+    """Have chunks made by workers and commit each as it comes.
+
+    A worker that dies has its chunk made by another; a scheduler that goes away is waited for, and
+    told anew what is still pending.
+
+    Args:
+        open_client: connects to the scheduler; called again when the connection is lost.
+        recipe: for the workers.
+        pending: what is to be made.
+        commit: takes each staged chunk, in the order in which they come.
+        meter: counts views.
+
+    Raises:
+        ExtractError: a chunk kills its workers again and again, there is no worker, or the
+            scheduler does not come back.
+    """
+    progress = _Progress(meter, pending)
+    left = {(work.chunk, work.views): work for work in pending}
+    while left:
+        with _connected(open_client, recipe) as client:
+            client.subscribe_topic(recipe.name, progress.hear)
+            try:
+                for staged in _made(client, recipe, list(left.values())):
+                    commit(staged)
+                    del left[staged.chunk, staged.views]
+                    progress.finish(staged, _alive(client))
+            except (CommClosedError, asyncio.CancelledError, TimeoutError):
+                console.print(
+                    f"the scheduler is lost: waiting for it, {plural(len(left), 'chunk')} to go"
+                )
+            finally:
+                client.unsubscribe_topic(recipe.name)
+
+
+@contextmanager
+def _connected(open_client: Callable[[], Client], recipe: Recipe) -> Iterator[Client]:
+    """A client whose workers know the recipe.
+
+    Raises:
+        ExtractError: no scheduler, or no worker that fits.
+    """
+    deadline = time.monotonic() + _PATIENCE_SEC
+    while True:
+        try:
+            client = open_client()
+            break
+        except OSError as error:  # TimeoutError is one
+            if time.monotonic() > deadline:
+                raise ExtractError(
+                    f"no scheduler answers: {error}. What was made is kept; the same command goes "
+                    "on once there is one"
+                ) from error
+    with client:
+        client.wait_for_workers(1, timeout=_PATIENCE_SEC)
+        client.register_plugin(ChunkPlugin(recipe))
+        yield client
+
+
+def _made(client: Client, recipe: Recipe, pending: Sequence[PendingChunk]) -> Iterator[StagedChunk]:
+    """The chunks as they come.
+
+    Raises:
+        CancelledError: the scheduler went away.
+        ExtractError: a chunk kills its workers again and again.
+    """
+    resources = _resources(client, recipe)
+    futures: dict[Future[StagedChunk], PendingChunk] = {}
+    for work in pending:
+        views = "-".join(map(str, work.views))
+        future = client.submit(
+            make_chunk,
+            recipe.name,
+            work,
+            key=f"extract-chunk-{work.chunk}-views-{views}-of-{recipe.fingerprint[:8]}",
+            pure=False,
+            resources=resources,
+        )
+        futures[future] = work
+    for future in as_completed(list(futures)):
+        try:
+            staged = future.result()
+        except KilledWorker as error:
+            raise ExtractError(
+                f"chunk {futures[future].chunk} killed its workers: {error}. Often it is their "
+                "memory: a smaller extract.chunk_samples (of a new cache) or --batch-size takes "
+                "less. What was made is kept; the same command goes on"
+            ) from error
+        yield staged
+        future.release()
+
+
+def _resources(client: Client, recipe: Recipe) -> dict[str, float]:
+    """What a task asks for: a GPU where workers offer any; else waiting for one would be silent.
+
+    Raises:
+        ExtractError: GPUs are asked for, and no worker offers one.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    offering = [name for name, facts in workers.items() if facts["resources"].get(GPU)]
+    if offering:
+        return {GPU: 1}
+    if recipe.device is not None and recipe.device.startswith("cuda"):
+        raise ExtractError(
+            f"none of the {plural(len(workers), 'worker')} offers the resource {GPU}: start them "
+            f"as `dask worker ADDR --nthreads 1 --resources {GPU}=1`, one for each GPU, or give "
+            "--device cpu"
+        )
+    return {}
+
+
+def _alive(client: Client) -> int:
+    return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+class _Progress:
+    """Counts views of chunks that are made and of those under way."""
+
+    def __init__(self, meter: Meter, pending: Sequence[PendingChunk]) -> None:
+        self._meter, self._lock = meter, threading.Lock()
+        self._under_way: Counter[int] = Counter()  # views by chunk
+        self._failed = 0
+
+    def hear(self, event: tuple[float, Any]) -> None:
+        """A worker tells how far a chunk is."""
+        told = event[1]
+        with self._lock:
+            more = told["views"] - self._under_way[told["chunk"]]
+            if more > 0:  # else another worker begins it again
+                self._under_way[told["chunk"]] += more
+                self._meter.advance(more)
+
+    def finish(self, staged: StagedChunk, workers: int) -> None:
+        """A chunk is committed."""
+        counts = next(iter(staged.statuses.values()))
+        self._failed += len(staged.failures)
+        with self._lock:
+            rest = sum(counts.values()) - self._under_way.pop(staged.chunk, 0)
+            each = self._meter.rate / max(workers, 1)
+            self._meter.note(
+                f"{plural(workers, 'worker')} with {each:.1f} views/s each, {self._failed} failed"
+            )
+            self._meter.advance(max(rest, 0))
+
+
+# --- a cluster on this machine -----------------------------------------------------------------
+
+
+@contextmanager
+def local_cluster(workers: int, device: torch.device) -> Iterator[str]:
+    """Start a scheduler and workers on this machine, reachable from it alone.
+
+    Each worker has one task at a time; of GPUs each has its own, of a CPU its share of the cores.
+
+    Args:
+        workers: how many.
+        device: what they compute on.
+
+    Yields:
+        The scheduler's address.
+
+    Raises:
+        ExtractError: there are fewer GPUs.
+    """
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and workers > gpus:
+        raise ExtractError(f"--workers {workers}: this machine has {plural(gpus, 'GPU')}")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(index) for index in range(gpus)]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
+    settings = {
+        "distributed.worker.daemon": False,  # or a worker could not have decoders
+        "distributed.scheduler.allowed-failures": 10,
+        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": threads},
+    }
+    host = "127.0.0.1"
+
+    def worker(index: int) -> dict[str, Any]:
+        options: dict[str, Any] = {"nthreads": 1, "memory_limit": 0, "host": host}
+        if gpus:
+            options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": visible[index]}}
+        return {"cls": Nanny, "options": options}
+
+    with (
+        dask.config.set(settings),
+        SpecCluster(
+            workers={index: worker(index) for index in range(workers)},
+            scheduler={
+                "cls": Scheduler,
+                "options": {"host": host, "port": 0, "dashboard_address": f"{host}:0"},
+            },
+            silence_logs=logging.ERROR,
+        ) as cluster,
+    ):
+        console.print(
+            f"{plural(workers, 'worker')} on this machine, scheduler {cluster.scheduler_address}"
+            + (f", dashboard {cluster.dashboard_link}" if _has_dashboard() else "")
+        )
+        yield cluster.scheduler_address
+
+
+def _has_dashboard() -> bool:
+    return find_spec("bokeh") is not None
