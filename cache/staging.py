@@ -11,7 +11,6 @@ import shutil
 import socket
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,9 +143,8 @@ def open_staging(folder: Path) -> None:
 
 
 def close_staging(folder: Path) -> None:
-    """Remove the staging folder: from now on nothing can be staged."""
-    with suppress(OSError):  # somebody still writes into it: the next writer empties it
-        (folder / STAGING).rmdir()
+    """Remove the staging folder, with what killed processes left: now nothing can be staged."""
+    shutil.rmtree(folder / STAGING, ignore_errors=True)  # the next writer removes what stays
 
 
 def _write_files(

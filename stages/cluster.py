@@ -8,13 +8,13 @@ videos and the weights, under the same paths.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -251,7 +251,7 @@ def make_chunks(
                     commit(staged)
                     del left[staged.chunk, staged.views]
                     progress.finish(staged, _alive(client))
-            except (CommClosedError, asyncio.CancelledError, TimeoutError):
+            except (CommClosedError, CancelledError, TimeoutError):
                 console.print(
                     f"the scheduler is lost: waiting for it, {plural(len(left), 'chunk')} to go"
                 )

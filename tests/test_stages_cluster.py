@@ -2,29 +2,205 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
-from collections.abc import Iterator
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
-import torch
+from distributed import LocalCluster
 
-from cache import open_cache, verify_cache
+from cache import verify_cache
 from cache_making import contents
-from chain_making import options, write_config
+from chain_making import nudge_weights, options, write_config
 from pipeline.config import Run
 from stages.chunk_arrays import ExtractError
+from stages.extract import Options, extract
+
+# What dask says of workers that go away; the warnings of its own threads.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def small_chunks(mini: Run) -> Run:
+    """14 chunks of one sample, made by one process to `one`."""
+    run = write_config(Path.cwd(), ("chunk_samples: 5", "chunk_samples: 1"))
+    extract(run, replace(options(run), out=Path("one")))
+    shutil.rmtree(run.cache_path)
+    return run
+
+
+def commits(run: Run) -> int:
+    return len(list((run.cache_path / "commits").glob("[0-9]*.json")))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def meanwhile(disturb: Callable[[], None]) -> Iterator[None]:
+    """Do something beside the main thread; what it raises is raised at the end."""
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            disturb()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    yield
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def check(run: Run) -> None:
+    """The cache is that of one process, and nothing else is left."""
+    assert contents(run.cache_path) == contents(Path("one"))
+    assert verify_cache(run.cache_path).ok
+    assert not (run.cache_path / ".staging").exists()
+
+
+def test_killed_workers_change_no_byte(small_chunks: Run) -> None:
+    run, killed = small_chunks, []
+
+    def kill() -> None:
+        rng = random.Random(0)
+        for _ in range(2):
+            before = commits(run)
+            wait_for(lambda before=before: commits(run) > before)  # type: ignore[misc]
+            workers = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if any("spawn_main" in part for part in child.cmdline())
+            ]
+            with suppress(psutil.NoSuchProcess):
+                killed.append(rng.choice(workers).pid)
+                os.kill(killed[-1], signal.SIGKILL)
+
+    with meanwhile(kill):
+        extract(run, replace(options(run), workers=2))
+    assert len(killed) == 2
+    check(run)
+
+
+CLIENT = """
+from pathlib import Path
+from dataclasses import replace
+from chain_making import options
+from pipeline.config_file import load_config
 from stages.extract import extract
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of dask's own
+if __name__ == "__main__":
+    run = load_config(Path("configs/mini.yaml"))
+    extract(run, replace(options(run), workers=1))
+"""
 
 
-@pytest.mark.slow
-def test_workers_make_the_bytes_of_one_process(mini: Run) -> None:
-    one = contents(mini.cache_path)
-    shutil.rmtree(mini.cache_path)
-    extract(mini, replace(options(mini), workers=2))
-    assert contents(mini.cache_path) == one
-    assert verify_cache(mini.cache_path).ok
-    assert not (mini.cache_path / ".staging").exists()
+def test_a_lost_client_loses_what_was_under_way_only(small_chunks: Run) -> None:
+    run = small_chunks
+    Path("client.py").write_text(CLIENT)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    client = subprocess.Popen(
+        [sys.executable, "client.py", *sys.argv[1:]], env={**os.environ, "PYTHONPATH": paths}
+    )
+    wait_for(lambda: commits(run) >= 2)
+    workers = psutil.Process(client.pid).children(recursive=True)
+    client.kill()
+    client.wait()
+    psutil.wait_procs(workers, timeout=30)  # they go with it
+    stood = commits(run)
+    assert stood < 14
+    extract(run, options(run))
+    check(run)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def scheduler_and_worker(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A scheduler and one worker as a team starts them; yields the scheduler."""
+    dask = [sys.executable, "-m", "dask"]
+    address = f"tcp://127.0.0.1:{port}"
+    scheduler = subprocess.Popen(
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"],
+        stderr=subprocess.DEVNULL,
+    )
+    worker = subprocess.Popen(
+        [*dask, "worker", address, "--nthreads", "2", "--no-dashboard", "--death-timeout", "20"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield scheduler
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+
+
+def on_scheduler(run: Run, port: int) -> Options:
+    return replace(options(run), scheduler=f"tcp://127.0.0.1:{port}")
+
+
+def test_a_scheduler_that_is_started_again_goes_on(small_chunks: Run) -> None:
+    run, port = small_chunks, free_port()
+    second = scheduler_and_worker(port)
+    with scheduler_and_worker(port) as first:
+
+        def restart() -> None:
+            wait_for(lambda: commits(run) >= 2)
+            first.kill()
+            first.wait()
+            second.__enter__()
+
+        with meanwhile(restart):
+            extract(run, on_scheduler(run, port))
+    second.__exit__(None, None, None)
+    check(run)
+
+
+def test_workers_that_cannot_make_this_cache_are_refused(small_chunks: Run) -> None:
+    run = small_chunks
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        asked = replace(options(run), scheduler=cluster.scheduler_address)
+        with pytest.raises(ExtractError, match=r"1 worker offers the resource GPU"):
+            extract(run, replace(asked, worker_device="cuda"))
+        shutil.rmtree(run.cache_path)
+        recipes = []
+
+        from stages import cluster as stage
+
+        real = stage.recipe_for
+
+        def other(*given: object, **named: object) -> stage.Recipe:
+            recipes.append(real(*given, **named))  # type: ignore[arg-type]
+            nudge_weights(run.teach.cnn)
+            return recipes[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage, "recipe_for", other)
+            with pytest.raises(ExtractError, match="has other teachers than the process that asks"):
+                extract(run, asked)
