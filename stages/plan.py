@@ -33,6 +33,7 @@ from stages.rows import (
     stored_values,
     stored_values_of_added,
 )
+from stages.stored_clips import as_stored, clip_fields
 from stages.teachers import Teachers, features, placed
 from stages.wording import count, duration, plural, size
 
@@ -185,13 +186,15 @@ def _per_clip(call: Callable[[int], None], options: Options) -> float:
 
 
 def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[int], None]:
-    """Projecting one batch's maps to the residual, and its outputs to float16 on the host."""
+    """One batch's maps projected, its outputs as float16 on the host, its clips as stored."""
     clips = [read.clips for read in reads if read.clips]
     ((vit, cnn),) = islice(networks.outputs(reads[:1], len(clips[0].views)), 1)
     added = {
         name: next(networks.outputs_of(name, reads[:1], len(clips[0].views)))
         for name in networks.added
     }
+    of_students = [clips[0].clips[networks.student_clip(name)] for name in networks.students]
+    clips_fields = clip_fields(networks.students, {}, run.extract.clip_format)
     config = run.extract.projection
     channels = vit.map.shape[1], cnn.map.shape[1]
     projection = Projection(
@@ -222,6 +225,8 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
         stored_values(of_vit, of_cnn, projection)
         for name, answer in zip(added, others, strict=True):
             stored_values_of_added(name, answer)
+        for field, of_student in zip(clips_fields, of_students, strict=True):
+            as_stored(np.resize(of_student, (size, *of_student.shape[1:])), field)
 
     return store
 

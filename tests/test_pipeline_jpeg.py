@@ -77,7 +77,7 @@ def test_the_error_is_small_where_the_picture_is_smooth(size: int) -> None:
     frames = smooth(size)
     decoded = decode_frames(encode_frames(frames, frame_bytes(size)), size)
     assert psnr(frames, decoded) > 36
-    assert np.abs(frames.astype(int) - decoded.astype(int)).mean() < 2
+    assert np.abs(frames.astype(int) - decoded.astype(int)).mean() < 3
 
 
 def test_quality_falls_until_the_frame_fits() -> None:
@@ -113,7 +113,7 @@ def test_damage_and_other_sizes_are_refused() -> None:
         with pytest.raises(JpegError, match="frame 0 does not end"):
             decode_frames(files[:, :length], 56)
     files[2, :2] = 0
-    with pytest.raises(JpegError, match="frame 2: cannot identify image file$"):
+    with pytest.raises(JpegError, match=r"frame 2: cannot identify image file$"):
         decode_frames(files, 56)
 
 
