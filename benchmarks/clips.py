@@ -82,7 +82,7 @@ def stored_reader(path: Path, clips: Clips, wanted: ClipFormat) -> Reader:
         writer.write_chunk(chunk, arrays)
     writer.close()
     cache = open_cache(path)
-    return lambda rows: read_stored(cache, STUDENT, rows, np.zeros_like(rows))
+    return lambda rows: next(read_stored(cache, STUDENT, [(rows, np.zeros_like(rows))]))
 
 
 def in_batches(read: Reader, count: int) -> Callable[[], None]:

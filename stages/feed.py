@@ -149,8 +149,8 @@ class Feed:
     def _stored_clips(
         self, rows: list[NDArray[np.int64]], views: list[NDArray[np.int64]]
     ) -> Iterator[NDArray[np.uint8]]:
-        for of_rows, of_views in zip(rows, views, strict=True):
-            yield read_stored(self._cache, self._run.distill.student, of_rows, of_views)
+        batches = zip(rows, views, strict=True)
+        yield from read_stored(self._cache, self._run.distill.student, batches, self._workers)
 
     def _decoded_clips(
         self, rows: list[NDArray[np.int64]], views: list[NDArray[np.int64]]

@@ -194,7 +194,7 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
         for name in networks.added
     }
     of_students = [clips[0].clips[networks.student_clip(name)] for name in networks.students]
-    clips_fields = clip_fields(networks.students, {}, run.extract.clip_format)
+    student_fields = clip_fields(networks.students, {}, run.extract.clip_format)
     config = run.extract.projection
     channels = vit.map.shape[1], cnn.map.shape[1]
     projection = Projection(
@@ -225,7 +225,7 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
         stored_values(of_vit, of_cnn, projection)
         for name, answer in zip(added, others, strict=True):
             stored_values_of_added(name, answer)
-        for field, of_student in zip(clips_fields, of_students, strict=True):
+        for field, of_student in zip(student_fields, of_students, strict=True):
             as_stored(np.resize(of_student, (size, *of_student.shape[1:])), field)
 
     return store

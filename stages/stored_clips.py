@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -97,25 +99,60 @@ def as_stored(clips: NDArray[np.uint8], field: Field) -> NDArray[np.uint8]:
 
 
 def read_stored(
-    cache: TeacherCache, student: str, rows: NDArray[np.int64], views: NDArray[np.int64]
-) -> NDArray[np.uint8]:
+    cache: TeacherCache,
+    student: str,
+    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    workers: int = 0,
+) -> Iterator[NDArray[np.uint8]]:
     """A student's clips (N, T, H, W, 3) out of a cache, which has them in either format.
+
+    Args:
+        cache: the cache.
+        student: whose clips.
+        batches: rows and views of each, (N,) both.
+        workers: threads that decode JPEG, a batch ahead of the one asked for; 0 decodes in this
+            one. PIL decodes outside Python's lock.
 
     Raises:
         cache.CacheError: a row is missing or damaged.
     """
     name = clip_field(student)
-    stored: NDArray[np.uint8] = cache.read(rows, views, [name])[name]
     if stored_format(cache, student) != "jpeg":
-        return stored
+        for rows, views in batches:
+            yield cache.read(rows, views, [name])[name]
+        return
     size = model_entry(student).clip.size
-    clips = np.empty((*stored.shape[:2], size, size, 3), np.uint8)
-    for clip, files, row, view in zip(clips, stored, rows, views, strict=True):
+
+    def decode(clip: NDArray[np.uint8], files: NDArray[np.uint8], row: int, view: int) -> None:
         try:
             clip[:] = decode_frames(files, size)
         except JpegError as error:
+            sample = cache.samples["sample_id"][row].as_py()
             raise CacheError(
-                f"{cache.place}: {name} of sample {cache.samples['sample_id'][int(row)].as_py()}, "
-                f"view {view}: {error}. `dualkd-cache verify` tells whether the file is damaged"
+                f"{cache.place}: {name} of sample {sample}, view {view}: {error}. "
+                "`dualkd-cache verify` tells whether the file is damaged"
             ) from error
+
+    _ = cache.samples  # loaded once, by this thread
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        begun: deque[tuple[NDArray[np.uint8], list[Future[None]]]] = deque()
+        for rows, views in batches:
+            stored = cache.read(rows, views, [name])[name]
+            clips = np.empty((*stored.shape[:2], size, size, 3), np.uint8)
+            jobs = list(zip(clips, stored, rows.tolist(), views.tolist(), strict=True))
+            if not workers:
+                for job in jobs:
+                    decode(*job)
+                yield clips
+                continue
+            begun.append((clips, [pool.submit(decode, *job) for job in jobs]))
+            if len(begun) > 1:
+                yield _finished(*begun.popleft())
+        for batch in begun:
+            yield _finished(*batch)
+
+
+def _finished(clips: NDArray[np.uint8], jobs: Sequence[Future[None]]) -> NDArray[np.uint8]:
+    for job in jobs:
+        job.result()
     return clips

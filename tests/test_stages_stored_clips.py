@@ -45,10 +45,10 @@ def with_jpeg() -> Run:
     return extracted(write_config(Path.cwd(), AS_JPEG))
 
 
-def feed(run: Run) -> Feed:
+def feed(run: Run, workers: int = 0) -> Feed:
     cache = open_cache(run.cache_path, blocks=True)
     samples = samples_from_table(cache.samples, "cache")
-    return Feed(run, cache, samples, Method(LABELS_ONLY), torch.device("cpu"), 0)
+    return Feed(run, cache, samples, Method(LABELS_ONLY), torch.device("cpu"), workers)
 
 
 def raw_clips(run: Run) -> NDArray[np.uint8]:
@@ -94,6 +94,10 @@ def test_students_train_on_what_others_would_see(mini: Run) -> None:
         assert batch.names == other.names
         assert (batch.clips.shape, batch.clips.dtype) == (other.clips.shape, torch.uint8)
         assert psnr(batch.clips.numpy(), other.clips.numpy()) > 30
+    threaded = [batch for epoch in (0, 1) for batch in feed(run, workers=2)(epoch)]
+    for batch, other in zip(batches, threaded, strict=True):
+        assert batch.names == other.names
+        assert torch.equal(batch.clips, other.clips)
 
 
 def test_distill_says_what_it_trains_on(
@@ -208,9 +212,10 @@ def test_a_file_that_is_not_whole_is_named_by_its_sample(
     name = cache.samples["sample_id"][3].as_py()
     where = rf"clip/{NANO} of sample {name}, view 0: frame 2 does not end as a JPEG file\. `dualkd"
     with pytest.raises(CacheError, match=where):
-        stored_clips.read_stored(cache, NANO, np.array([3]), np.array([0]))
-    with pytest.raises(CacheError, match="frame 2 does not end as a JPEG file"):
-        next(iter(feed(run)(0)))
+        next(stored_clips.read_stored(cache, NANO, [(np.array([3]), np.array([0]))]))
+    for workers in (0, 2):
+        with pytest.raises(CacheError, match="frame 2 does not end as a JPEG file"):
+            next(iter(feed(run, workers)(0)))
 
 
 def test_a_plan_counts_jpeg_clips(mini: Run) -> None:
