@@ -21,6 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from making import machine, print_table
 from pipeline.clips import DrawnViews, StoredViews, read_clips, read_together
@@ -41,22 +42,41 @@ BITS_PER_SECOND = {(340, 256): 500_000, (1280, 720): 2_500_000}
 MOST = 1.3  # four views against one of the same stretch
 
 
-def make_video(path: Path, *, size: tuple[int, int], seconds: float, group: int) -> Path:
-    """Encode a picture that drifts, so that frames are predicted from each other, with noise."""
+def noisy_tiles(size: tuple[int, int]) -> Callable[[int], NDArray[np.uint8]]:
+    """Frame by number: tiles that drift, so that frames predict each other, and noise."""
     width, height = size
     random = np.random.default_rng(0)
     coarse = random.integers(20, 220, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
     backdrop = np.kron(coarse, np.ones((16, 16, 1), np.uint8))
     noise = random.integers(0, 24, (16, height, width, 3), dtype=np.uint8)
+
+    def frame(index: int) -> NDArray[np.uint8]:
+        drifted = np.roll(backdrop, (index, 2 * index), (0, 1))
+        picture: NDArray[np.uint8] = drifted[:height, :width] + noise[index % len(noise)]
+        return picture
+
+    return frame
+
+
+def make_video(
+    path: Path,
+    *,
+    size: tuple[int, int],
+    seconds: float,
+    group: int,
+    frame: Callable[[int], NDArray[np.uint8]] | None = None,
+) -> Path:
+    """Encode frames, by default those of `noisy_tiles`."""
+    frame = frame or noisy_tiles(size)
+    width, height = size
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.bit_rate = BITS_PER_SECOND[size]
         stream.options = {"g": str(group), "keyint_min": str(group), "threads": "1"}
         for index in range(round(seconds * RATE)):
-            drifted = np.roll(backdrop, (index, 2 * index), (0, 1))[:height, :width]
-            picture = drifted + noise[index % len(noise)]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame(index), format="rgb24")
+            container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
 

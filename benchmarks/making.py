@@ -56,9 +56,14 @@ def samples_table(count: int) -> pa.Table:
 
 
 def make_cache(
-    path: Path, *, samples: int, views: int = 1, fields: Sequence[Field] = PAYLOAD
+    path: Path,
+    *,
+    samples: int,
+    views: int = 1,
+    fields: Sequence[Field] = PAYLOAD,
+    chunk_samples: int = CHUNK_SAMPLES,
 ) -> CacheWriter:
-    """An empty cache of chunks of 1024 samples."""
+    """An empty cache."""
     return create_cache(
         path,
         identity=identity(fields),
@@ -66,7 +71,7 @@ def make_cache(
         samples=samples_table(samples),
         fields=fields,
         views=views,
-        chunk_samples=CHUNK_SAMPLES,
+        chunk_samples=chunk_samples,
         projection={},
     )
 

@@ -41,6 +41,7 @@ Scale = Annotated[
     AfterValidator(_ordered),
 ]
 Precision = Literal["fp32", "bf16"]
+ClipFormat = Literal["raw", "jpeg"]
 Pair = Annotated[tuple[str, str], Field(strict=False)]
 Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 
@@ -193,6 +194,7 @@ class Extract(_Section):
     views: Views
     projection: ProjectionConfig
     clips: list[ModelName]
+    clip_format: ClipFormat = "raw"  # of clips that a cache does not have yet
     chunk_samples: Positive
     max_failed_share: Share
     precision: Precision = "fp32"

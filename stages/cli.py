@@ -204,6 +204,14 @@ def extract(
             metavar="MODEL", help="Store this student's clips too, besides those of the config."
         ),
     ] = None,
+    clips_as: Annotated[
+        str | None,
+        typer.Option(
+            metavar="raw|jpeg",
+            help="How clips are stored that the cache does not have yet; extract.clip_format if "
+            "not given.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -228,6 +236,8 @@ def extract(
     """
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a scheduler, --scheduler names one: give one")
+    if clips_as not in (None, "raw", "jpeg"):
+        raise typer.BadParameter(f"--clips-as takes raw or jpeg, got {clips_as!r}")
     from pipeline.model_names import check_model_name
     from stages.extract import Options
     from stages.extract import extract as stage
@@ -236,6 +246,9 @@ def extract(
     if clips:
         wanted = [*run.extract.clips, *map(check_model_name, clips)]
         section = run.extract.model_copy(update={"clips": list(dict.fromkeys(wanted))})
+        run = run.model_copy(update={"extract": section})
+    if clips_as is not None:
+        section = run.extract.model_copy(update={"clip_format": clips_as})
         run = run.model_copy(update={"extract": section})
     options = Options(
         out=_folder(out) if out else run.cache_path,

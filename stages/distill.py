@@ -30,10 +30,10 @@ from pipeline.samples import Samples, read_samples, samples_from_table
 from pipeline.training import EpochLog, steps_in_epoch, train
 from pipeline.weights import load_weights, save_weights, weights_digest
 from stages.feed import Feed, used_part
-from stages.fields import clip_field
 from stages.files import write_csv, write_json, write_text
 from stages.progress import console, meters
 from stages.recorded import compare_samples, in_lines, tell_other_versions
+from stages.stored_clips import clip_field, stored_format, why_not
 from stages.teachers import (
     added_identities,
     check_added,
@@ -67,9 +67,7 @@ def distill(run: Run, *, cache_path: str | Path, device: torch.device, decoders:
     cache = open_cache(cache_path, blocks=True)
     check_cache(run, cache)
     tell_other_versions(cache)
-    stored = clip_field(run.distill.student) in cache.fields
-    source = f"stored in {cache_path}" if stored else "decoded from the videos as they are needed"
-    console.print(f"{cache}; the student's clips are {source}")
+    console.print(f"{cache}; the student's clips are {_clip_source(run, cache)}")
     if cache.chunks_held < cache.num_chunks:
         console.print(
             f"not all of {cache_path} fits decoded into memory: each batch is drawn from "
@@ -93,6 +91,7 @@ def distill(run: Run, *, cache_path: str | Path, device: torch.device, decoders:
         {
             "cache_fingerprint": cache.fingerprint,
             "rows_per_epoch": rows,
+            "clips": stored_format(cache, run.distill.student) or "decoded",
             "config": run.distill.model_dump(mode="json"),
             "weights_sha256": {
                 variant: weights_digest(model.net)
@@ -101,6 +100,19 @@ def distill(run: Run, *, cache_path: str | Path, device: torch.device, decoders:
             "final": {variant: of_run[-1].record for variant, of_run in logs.items()},
         },
     )
+
+
+def _clip_source(run: Run, cache: TeacherCache) -> str:
+    """Where the student's clips come from, for people."""
+    student = run.distill.student
+    match stored_format(cache, student):
+        case "raw":
+            return f"stored in {cache.place}, raw"
+        case "jpeg":
+            return f"stored in {cache.place} as JPEG: not quite the pixels of the videos"
+    source = "decoded from the videos as they are needed"
+    field = cache.fields.get(clip_field(student))
+    return f"{source}: {why_not(field, student)}" if field else source
 
 
 def load_students(run: Run, samples: Samples) -> dict[str, VideoModel]:

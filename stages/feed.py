@@ -18,7 +18,7 @@ from pipeline.models import model_entry
 from pipeline.objective import NO_LABEL, Batch, Method, TeacherRows
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import epoch_batches, steps_in_epoch
-from stages.fields import clip_field
+from stages.stored_clips import clip_field, read_stored, stored_format
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def used_part(run: Run, cache: TeacherCache) -> Part:
     rows = rows[: math.ceil(run.distill.fraction * len(rows))]
     method = Method(run.distill.weights, temperature=run.distill.temperature)
     fields = ["status", *teacher_fields(run, samples, method)]
-    if (clips := clip_field(run.distill.student)) in cache.fields:
-        fields.append(clips)
+    if stored_format(cache, run.distill.student):
+        fields.append(clip_field(run.distill.student))
     lacking = [name for name in fields if name not in cache.fields]
     if lacking:
         raise CacheError(
@@ -107,8 +107,8 @@ class Feed:
         self._turns = draws.integers(part.valid.shape[1], size=len(self._rows))
         self._run, self._cache, self._samples, self._device = run, cache, samples, device
         self._decoders = decoders
-        self._clip_field = clip_field(run.distill.student)
-        self.stored = self._clip_field in cache.fields  # else the videos are decoded again
+        # Else the videos are decoded again.
+        self.stored = stored_format(cache, run.distill.student) is not None
         self._fields = teacher_fields(run, samples, method)
         self._ids = samples.table["sample_id"].to_pylist()
         self._labels = samples.labels(NO_LABEL)
@@ -149,8 +149,8 @@ class Feed:
     def _stored_clips(
         self, rows: list[NDArray[np.int64]], views: list[NDArray[np.int64]]
     ) -> Iterator[NDArray[np.uint8]]:
-        for of_rows, of_views in zip(rows, views, strict=True):
-            yield self._cache.read(of_rows, of_views, [self._clip_field])[self._clip_field]
+        batches = zip(rows, views, strict=True)
+        yield from read_stored(self._cache, self._run.distill.student, batches, self._decoders)
 
     def _decoded_clips(
         self, rows: list[NDArray[np.int64]], views: list[NDArray[np.int64]]

@@ -6,25 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cache import Field, TeacherCache, codec_from_json
+from cache import Field, codec_from_json
 from pipeline.config import Run
 from pipeline.config_file import ConfigError
-from pipeline.models import VideoModel, model_entry
+from pipeline.models import VideoModel
 from pipeline.samples import Samples
 from stages.progress import console
 from stages.rows import Networks
-
-_CLIPS = "clip/"
-
-
-def clip_field(student: str) -> str:
-    """The cache's field of a student's stored clips."""
-    return _CLIPS + student
-
-
-def stored_students(cache: TeacherCache) -> list[str]:
-    """The students whose clips a cache stores."""
-    return [name.removeprefix(_CLIPS) for name in cache.fields if name.startswith(_CLIPS)]
+from stages.stored_clips import clip_field, clip_fields, format_of
 
 
 def cache_fields(
@@ -48,7 +37,7 @@ def cache_fields(
     projection = run.extract.projection
     shape = (projection.dim, *projection.grid)
     fields.append(Field("residual", ("channel", "time", "height", "width"), shape, "float16"))
-    fields += _clip_fields(networks.students, stored or {})
+    fields += clip_fields(networks.students, stored or {}, run.extract.clip_format)
     for name, model in networks.added.items():
         fields.append(Field(f"{name}/status", (), (), "uint8"))
         fields.append(Field(f"{name}/input_digest", (), (), "uint64"))
@@ -69,24 +58,6 @@ def _outputs(name: str, model: VideoModel, samples: Samples) -> list[Field]:
         for head, classes in samples.heads.items()
     ]
     return [*logits, Field(f"{name}/pooled", ("channel",), (model.pooled_channels,), "float16")]
-
-
-def _clip_fields(students: Sequence[str], stored: Mapping[str, Field]) -> list[Field]:
-    """The students' clips. In one group xarray wants one size per dimension: others get a name."""
-    fields = []
-    sizes: dict[tuple[str, str], int] = {}
-    for name, field in stored.items():
-        group = name.removeprefix(_CLIPS).rpartition("/")[0]
-        if name.startswith(_CLIPS):
-            sizes |= {(group, dim): size for dim, size in zip(field.dims, field.shape, strict=True)}
-    for name in students:
-        clip = model_entry(name).clip
-        group, _, short = name.rpartition("/")
-        wanted = {"frame": clip.frames, "height": clip.size, "width": clip.size, "colour": 3}
-        same = all(sizes.setdefault((group, dim), size) == size for dim, size in wanted.items())
-        dims = tuple(wanted if same else (f"{dim}_{short}" for dim in wanted))
-        fields.append(Field(clip_field(name), dims, tuple(wanted.values()), "uint8"))
-    return fields
 
 
 def _with_codecs(run: Run, fields: Sequence[Field]) -> list[Field]:
@@ -113,4 +84,18 @@ def note_codecs(out: Path, stored: Mapping[str, Field], wanted: Sequence[Field])
             console.print(
                 f"{out}: {field.name} stays as it is ({stored[field.name].codec or 'no codec'}); "
                 f"{field.codec or 'none'} of extract.codecs counts when a cache is made"
+            )
+
+
+def note_clip_format(
+    out: Path, stored: Mapping[str, Field], run: Run, students: Sequence[str]
+) -> None:
+    """Say where the cache keeps clips in another format than the config's."""
+    for student in students:
+        field = stored.get(clip_field(student))
+        found = format_of(field, student) if field else None
+        if field and found and found != run.extract.clip_format:
+            console.print(
+                f"{out}: {field.name} stays as it is ({found}); extract.clip_format "
+                f"({run.extract.clip_format}) counts when a student's clips are added"
             )

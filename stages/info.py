@@ -70,9 +70,10 @@ def _add_accuracy(about: Table, facts: dict[str, Any], name: str) -> None:
 
 
 def _field_row(name: str, field: dict[str, Any]) -> list[str]:
+    size = "×".join(str(size) for size in field["shape"][2:]) or "1"
     return [
         name,
-        "×".join(str(size) for size in field["shape"][2:]) or "1",
+        f"{size} JPEG" if field["dims"][-1].startswith("jpeg") else size,
         field["dtype"],
         " ".join(str(value) for value in (field["codec"] or {}).values()),
         str(field["row_bytes"]),

@@ -26,7 +26,7 @@ from cache import (
 from pipeline.config import Run
 from pipeline.samples import Samples
 from stages.chunk_arrays import ExtractError
-from stages.fields import cache_fields, clip_field, note_codecs
+from stages.fields import cache_fields, note_clip_format, note_codecs
 from stages.progress import console
 from stages.recorded import (
     compare_samples,
@@ -34,6 +34,7 @@ from stages.recorded import (
     tell_other_versions,
 )
 from stages.rows import Networks
+from stages.stored_clips import clip_field, format_of, why_not
 from stages.teachers import added_identities, check_added, identity_for
 from stages.wording import plural
 
@@ -98,6 +99,13 @@ class Wanted:
         self._check_identity(stored, identity)
         check_added(stored, self.added)
         self._check_samples(stored)
+        for name in self.networks.students:
+            field = stored.fields.get(clip_field(name))
+            if field and not format_of(field, name):
+                raise ExtractError(
+                    f"{stored.place}: {why_not(field, name)}. Leave it out of extract.clips, give "
+                    "another --out, or --replace, which moves this cache aside"
+                )
         addable = [clip_field(name) for name in self.networks.students]
         absent = [
             field.name
@@ -144,6 +152,7 @@ def _grow(writer: CacheWriter, stored: TeacherCache, wanted: Wanted) -> None:
     """Make room for what a cache lacks; not a byte of a row is touched."""
     out, fields = stored.place, wanted.fields(stored)
     note_codecs(stored.path, stored.fields, fields)
+    note_clip_format(stored.path, stored.fields, wanted.run, wanted.networks.students)
     if stored.chunk_samples != wanted.run.extract.chunk_samples:
         console.print(
             f"{out}: its chunks stay of {stored.chunk_samples} samples; extract.chunk_samples "

@@ -33,6 +33,7 @@ from stages.rows import (
     stored_values,
     stored_values_of_added,
 )
+from stages.stored_clips import as_stored, clip_fields
 from stages.teachers import Teachers, features, placed
 from stages.wording import count, duration, plural, size
 
@@ -185,12 +186,15 @@ def _per_clip(call: Callable[[int], None], options: Options) -> float:
 
 
 def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[int], None]:
-    """Projecting one batch's maps to the residual, and its outputs to float16 on the host."""
+    """One batch's maps projected, its outputs as float16 on the host, its clips as stored."""
     outputs = {
         name: next(networks.outputs_of(name, networks.clips_of(name, reads[:1])))
         for name in networks.by_name
     }
     vit, cnn = outputs["vit"], outputs["cnn"]
+    clips = next(read.clips.clips for read in reads if read.clips)
+    of_students = [clips[networks.student_clip(name)] for name in networks.students]
+    student_fields = clip_fields(networks.students, {}, run.extract.clip_format)
     config = run.extract.projection
     channels = vit.map.shape[1], cnn.map.shape[1]
     projection = Projection(
@@ -221,6 +225,8 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
         on_host(stored_values(of_vit, of_cnn, projection))
         for name, answer in zip(networks.added, others, strict=True):
             on_host(stored_values_of_added(name, answer))
+        for field, of_student in zip(student_fields, of_students, strict=True):
+            as_stored(np.resize(of_student, (size, *of_student.shape[1:])), field)
 
     return store
 

@@ -26,7 +26,6 @@ from pipeline.config import Run
 from pipeline.models import VideoModel
 from pipeline.projection import Projection
 from pipeline.samples import Samples, read_samples, samples_from_table
-from stages.fields import clip_field, stored_students
 from stages.progress import track
 from stages.recorded import compare_samples, environment, in_lines
 from stages.rows import (
@@ -37,6 +36,7 @@ from stages.rows import (
     stored_values,
     stored_values_of_added,
 )
+from stages.stored_clips import as_stored, clip_field, format_of, stored_students, why_not
 from stages.teachers import (
     added_identities,
     check_added,
@@ -132,13 +132,14 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
 
     Raises:
         cache.IdentityMismatch: the cache was made from other inputs than the config names.
-        RecomputeError: a recorded sample has another file, stretch, split or label now.
+        RecomputeError: a recorded sample has another file, stretch, split or label now, or the
+            cache holds other clips than a student takes.
     """
     stored, now = open_cache(path, blocks=True), read_samples(run.samples_path)
     teachers = load_teachers(run, now, options.device)
     stored.check_identity(identity_for(run, now, teachers.identities(run), stored))
     added = _added(run, stored, now, options)
-    networks = Networks(teachers, stored_students(stored), added, run.extract.precision)
+    networks = Networks(teachers, _students(stored), added, run.extract.precision)
     _check_samples(run, stored, now)
     places = _draw_rows(stored, options)
     result = Recomputed(len(places))
@@ -163,7 +164,7 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
                     "put the video back, or say with --root where the videos are",
                 )
         if good:
-            made = _make([batch[place] for place in good], networks, projection)
+            made = _make([batch[place] for place in good], networks, projection, stored)
             _compare(result, stored, of_batch[good], made, TOLERANCE[run.extract.precision])
     return result
 
@@ -174,6 +175,16 @@ def _added(run: Run, stored: TeacherCache, now: Samples, options: Options) -> di
     added = load_added(run, now, options.device, sorted(both))
     check_added(stored, added_identities(run, added))
     return added
+
+
+def _students(stored: TeacherCache) -> list[str]:
+    """The students whose clips are made again."""
+    students = stored_students(stored)
+    for name in students:
+        field = stored.fields[clip_field(name)]
+        if not format_of(field, name):
+            raise RecomputeError(f"{stored.path}: {why_not(field, name)}")
+    return students
 
 
 def _check_samples(run: Run, stored: TeacherCache, now: Samples) -> None:
@@ -195,7 +206,7 @@ def _draw_rows(stored: TeacherCache, options: Options) -> NDArray[np.int64]:
 
 
 def _make(
-    reads: Sequence[Read], networks: Networks, projection: Projection
+    reads: Sequence[Read], networks: Networks, projection: Projection, stored: TeacherCache
 ) -> dict[str, NDArray[Any]]:
     """The fields of one batch of rows, as `extract` makes them."""
     clips = [read.clips for read in reads if read.clips is not None]
@@ -209,7 +220,9 @@ def _make(
     }
     for name in networks.students:
         which = networks.student_clip(name)
-        made[clip_field(name)] = np.concatenate([of_row.clips[which] for of_row in clips])
+        field = stored.fields[clip_field(name)]
+        of_student = np.concatenate([of_row.clips[which] for of_row in clips])
+        made[field.name] = as_stored(of_student, field)
     made |= on_host(stored_values(outputs["vit"], outputs["cnn"], projection))
     for name in networks.added:
         made |= on_host(stored_values_of_added(name, outputs[name]))

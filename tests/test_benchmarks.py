@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from video_making import write_video
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -83,3 +85,15 @@ def test_decode(run: Callable[..., str]) -> None:
         assert f"| {line}" in printed
     assert "- four views / one view of the same stretch, at most 1.3: " in printed
     assert "| in one pass, with seeking" in printed
+
+
+@pytest.mark.slow
+def test_clips(run: Callable[..., str], tmp_path: Path) -> None:
+    video = str(write_video(tmp_path / "real.mp4"))
+    printed = run("clips", "--seconds", "0.3", "--rows", "3", "--repeats", "1", "--video", video)
+    assert "| decoded, real.mp4, " in printed
+    for line in ("decoded, 340×256, key frames 12 apart", "jpeg, cached", "raw, cached"):
+        assert f"| {line} | " in printed
+    assert "| a photograph's spectrum, 340×256 | 39 | " in printed
+    assert "- 340×256 decoded / jpeg, at least 5: " in printed
+    assert "- 340×256 decoded / raw, at least 20: " in printed

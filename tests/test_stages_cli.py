@@ -114,6 +114,20 @@ def test_extract_stores_the_clips_of_students_that_the_command_names(
     assert "pytorchvideo/x3d_nano" in capsys.readouterr().err
 
 
+def test_extract_stores_clips_in_the_format_that_the_command_names(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("extract", "--dataset", "mini", "--clips", "pytorchvideo/x3d_tiny", "--clips-as")
+    assert run(monkeypatch, "dualkd-cache", *command, "png") == 2
+    assert "--clips-as takes raw or jpeg, got 'png'" in " ".join(capsys.readouterr().err.split())
+    assert run(monkeypatch, "dualkd-cache", *command, "jpeg") == 0
+    fields = open_cache(mini.cache_path).fields
+    assert "jpeg" in fields["clip/pytorchvideo/x3d_tiny"].dims
+    assert "height" in fields["clip/pytorchvideo/x3d_nano"].dims
+    assert run(monkeypatch, "dualkd-cache", "info", str(mini.cache_path)) == 0
+    assert "×2048 JPEG" in capsys.readouterr().out
+
+
 def test_info_as_json_and_as_a_table(
     mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
