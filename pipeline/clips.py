@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.views import (
 
 ViewChoice = Callable[[Sample, VideoInfo], Sequence[View]]
 Request = tuple[int, ViewChoice]
+Encoder = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # of clips (V, T, H, W, 3)
 
 
 def read_clips(
@@ -203,12 +204,24 @@ class ClipDataset(Dataset[Read]):
         *,
         digested: Sequence[Sequence[int]] | None = None,
         test_crop: bool = False,
+        encoders: Mapping[int, Encoder] | None = None,
     ) -> None:
+        """Get ready.
+
+        Args:
+            root: the dataset's root.
+            samples: what is read.
+            specs: clip specifications.
+            digested: as for `read_clips`.
+            test_crop: as for `read_clips`.
+            encoders: by specification, what its clips are turned into where they are read.
+        """
         self._root = root
         self._samples = samples
         self._specs = tuple(specs)
         self._digested = digested
         self._test_crop = test_crop
+        self._encoders = encoders or {}
 
     def __getitem__(self, index: Request) -> Read:
         """Read one sample."""
@@ -234,8 +247,16 @@ class ClipDataset(Dataset[Read]):
                 if isinstance(answer, VideoError):
                     reads[place] = Read(row, None, str(answer))
                 else:
-                    reads[place] = Read(row, answer, None)
+                    reads[place] = Read(row, self._encoded(answer), None)
         return [reads[place] for place in range(len(indices))]
+
+    def _encoded(self, made: SampleClips) -> SampleClips:
+        if not self._encoders:
+            return made
+        clips = list(made.clips)
+        for which, encoder in self._encoders.items():
+            clips[which] = encoder(clips[which])
+        return replace(made, clips=tuple(clips))
 
     def by_video(self, requests: Sequence[Request]) -> list[Request]:
         """Requests with those of one video side by side, by time: batches share passes over it.

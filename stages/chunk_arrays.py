@@ -16,7 +16,7 @@ from pipeline.projection import Projection
 from pipeline.samples import Samples
 from stages.recorded import environment
 from stages.rows import Networks, on_host, stored_values, stored_values_of_added
-from stages.stored_clips import as_stored, clip_field
+from stages.stored_clips import clip_field
 from stages.teachers import Teachers
 
 
@@ -131,8 +131,7 @@ class ChunkArrays:
             self.arrays["input_digest"][place] = read.clips.digests[:, 0]
         for name in self._students:
             clips = read.clips.clips[self._networks.student_clip(name)]
-            field = self._fields[clip_field(name)]
-            self.arrays[field.name][place] = as_stored(clips, field)
+            self.arrays[clip_field(name)][place] = clips
         for name in self._added:
             digests = read.clips.digests[:, self._networks.added_digest(name)]
             self.arrays[f"{name}/input_digest"][place] = digests

@@ -51,7 +51,7 @@ class ChunkMaker:
         self._batch_size = batch_size
         self._projection = stored_projection(cache)
         self.samples = samples_from_table(cache.samples, cache.place)
-        self._dataset = networks.dataset(run, self.samples)
+        self._dataset = networks.dataset(run, self.samples, layout.fields)
         self._reader = ClipReader(self._dataset, decoders)
 
     def make(

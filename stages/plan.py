@@ -33,7 +33,7 @@ from stages.rows import (
     stored_values,
     stored_values_of_added,
 )
-from stages.stored_clips import as_stored, clip_fields
+from stages.stored_clips import clip_fields
 from stages.teachers import Teachers, features, placed
 from stages.wording import count, duration, plural, size
 
@@ -137,7 +137,8 @@ def _timed_reads(
     run: Run, samples: Samples, networks: Networks, options: Options
 ) -> tuple[list[Read], float]:
     """Samples read with all their views by one core, and the mean seconds of each."""
-    dataset = networks.dataset(run, samples)
+    fields = clip_fields(networks.students, {}, run.extract.clip_format)
+    dataset = networks.dataset(run, samples, {field.name: field for field in fields})
     choose = drawn_views(run, range(options.views))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as data decoders have it
@@ -186,15 +187,12 @@ def _per_clip(call: Callable[[int], None], options: Options) -> float:
 
 
 def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[int], None]:
-    """One batch's maps projected, its outputs as float16 on the host, its clips as stored."""
+    """One batch's maps projected, its outputs as float16 on the host."""
     outputs = {
         name: next(networks.outputs_of(name, networks.clips_of(name, reads[:1])))
         for name in networks.by_name
     }
     vit, cnn = outputs["vit"], outputs["cnn"]
-    clips = next(read.clips.clips for read in reads if read.clips)
-    of_students = [clips[networks.student_clip(name)] for name in networks.students]
-    student_fields = clip_fields(networks.students, {}, run.extract.clip_format)
     config = run.extract.projection
     channels = vit.map.shape[1], cnn.map.shape[1]
     projection = Projection(
@@ -225,8 +223,6 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
         on_host(stored_values(of_vit, of_cnn, projection))
         for name, answer in zip(networks.added, others, strict=True):
             on_host(stored_values_of_added(name, answer))
-        for field, of_student in zip(student_fields, of_students, strict=True):
-            as_stored(np.resize(of_student, (size, *of_student.shape[1:])), field)
 
     return store
 

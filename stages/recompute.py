@@ -36,7 +36,7 @@ from stages.rows import (
     stored_values,
     stored_values_of_added,
 )
-from stages.stored_clips import as_stored, clip_field, format_of, stored_students, why_not
+from stages.stored_clips import clip_field, format_of, stored_students, why_not
 from stages.teachers import (
     added_identities,
     check_added,
@@ -145,7 +145,7 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
     result = Recomputed(len(places))
     result.left_out = sorted(stored.added.keys() - networks.added.keys())
     projection = stored_projection(stored)
-    dataset = networks.dataset(run, samples_from_table(stored.samples, str(path)))
+    dataset = networks.dataset(run, samples_from_table(stored.samples, str(path)), stored.fields)
     requests: list[Request] = [(row, drawn_views(run, (view,))) for row, view in places.tolist()]
     parts = in_batches(requests, options.batch_size)
     reads = iterate(dataset, parts, options.decoders)
@@ -164,7 +164,7 @@ def recompute(run: Run, path: Path, options: Options) -> Recomputed:
                     "put the video back, or say with --root where the videos are",
                 )
         if good:
-            made = _make([batch[place] for place in good], networks, projection, stored)
+            made = _make([batch[place] for place in good], networks, projection)
             _compare(result, stored, of_batch[good], made, TOLERANCE[run.extract.precision])
     return result
 
@@ -206,7 +206,7 @@ def _draw_rows(stored: TeacherCache, options: Options) -> NDArray[np.int64]:
 
 
 def _make(
-    reads: Sequence[Read], networks: Networks, projection: Projection, stored: TeacherCache
+    reads: Sequence[Read], networks: Networks, projection: Projection
 ) -> dict[str, NDArray[Any]]:
     """The fields of one batch of rows, as `extract` makes them."""
     clips = [read.clips for read in reads if read.clips is not None]
@@ -220,9 +220,7 @@ def _make(
     }
     for name in networks.students:
         which = networks.student_clip(name)
-        field = stored.fields[clip_field(name)]
-        of_student = np.concatenate([of_row.clips[which] for of_row in clips])
-        made[field.name] = as_stored(of_student, field)
+        made[clip_field(name)] = np.concatenate([of_row.clips[which] for of_row in clips])
     made |= on_host(stored_values(outputs["vit"], outputs["cnn"], projection))
     for name in networks.added:
         made |= on_host(stored_values_of_added(name, outputs[name]))

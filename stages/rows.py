@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import TeacherCache
+from cache import Field, TeacherCache
 from pipeline.clips import ClipDataset, DrawnViews, Read
 from pipeline.config import Precision, Run
 from pipeline.identity import view_rule
 from pipeline.models import Features, VideoModel, model_entry
 from pipeline.projection import Projection
 from pipeline.samples import Samples
+from stages.stored_clips import as_stored, clip_field
 from stages.teachers import Teachers, features
 
 
@@ -88,15 +90,30 @@ class Networks:
         """Which of a sample's digests is of the frames that an added teacher saw."""
         return 1 + list(self.added).index(name)
 
-    def dataset(self, run: Run, samples: Samples) -> ClipDataset:
-        """Reads the clips of all of them; the first digest is of what the two teachers saw."""
+    def dataset(
+        self, run: Run, samples: Samples, fields: Mapping[str, Field] | None = None
+    ) -> ClipDataset:
+        """Reads the clips of all of them; the first digest is of what the two teachers saw.
+
+        Args:
+            run: the config.
+            samples: what is read.
+            fields: of the cache; the students' clips come as their fields take them.
+        """
         specs = [
             *(model.clip for model in self.teachers),
             *(model_entry(name).clip for name in self.students),
             *(model.clip for model in self.added.values()),
         ]
         digested = [range(len(self.teachers)), *([self._added(name)] for name in self.added)]
-        return ClipDataset(Path(run.prepare.root), samples, specs, digested=digested)
+        encoders = {
+            self.student_clip(name): partial(as_stored, field=fields[clip_field(name)])
+            for name in self.students
+            if fields and clip_field(name) in fields
+        }
+        return ClipDataset(
+            Path(run.prepare.root), samples, specs, digested=digested, encoders=encoders
+        )
 
 
 def stored_projection(cache: TeacherCache) -> Projection:

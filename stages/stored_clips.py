@@ -102,7 +102,7 @@ def read_stored(
     cache: TeacherCache,
     student: str,
     batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    workers: int = 0,
+    decoders: int = 0,
 ) -> Iterator[NDArray[np.uint8]]:
     """A student's clips (N, T, H, W, 3) out of a cache, which has them in either format.
 
@@ -110,7 +110,7 @@ def read_stored(
         cache: the cache.
         student: whose clips.
         batches: rows and views of each, (N,) both.
-        workers: threads that decode JPEG, a batch ahead of the one asked for; 0 decodes in this
+        decoders: threads that decode JPEG, a batch ahead of the one asked for; 0 decodes in this
             one. PIL decodes outside Python's lock.
 
     Raises:
@@ -134,13 +134,13 @@ def read_stored(
             ) from error
 
     _ = cache.samples  # loaded once, by this thread
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with ThreadPoolExecutor(max(1, decoders)) as pool:
         begun: deque[tuple[NDArray[np.uint8], list[Future[None]]]] = deque()
         for rows, views in batches:
             stored = cache.read(rows, views, [name])[name]
             clips = np.empty((*stored.shape[:2], size, size, 3), np.uint8)
             jobs = list(zip(clips, stored, rows.tolist(), views.tolist(), strict=True))
-            if not workers:
+            if not decoders:
                 for job in jobs:
                     decode(*job)
                 yield clips
