@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
@@ -264,12 +266,17 @@ class ClipDataset(Dataset[Read]):
         Videos stand where the first request for them stood; where none is asked for twice, the
         order stays.
         """
-        table = self._samples.table
-        paths, starts = table["path"].to_pylist(), table["start_sec"].to_pylist()
+        table = self._samples.table.select(["path", "start_sec"])
+        asked = table.take(pa.array([row for row, _ in requests], pa.int64()))
         first: dict[str, int] = {}
-        for place, (row, _) in enumerate(requests):
-            first.setdefault(paths[row], place)
-        return sorted(requests, key=lambda request: (first[paths[request[0]]], starts[request[0]]))
+        paths = asked["path"].to_pylist()
+        for place, path in enumerate(paths):
+            first.setdefault(path, place)
+        keys = [
+            (first[path], start)
+            for path, start in zip(paths, asked["start_sec"].to_pylist(), strict=True)
+        ]
+        return [requests[place] for place in sorted(range(len(keys)), key=keys.__getitem__)]
 
 
 def in_batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
@@ -293,7 +300,7 @@ class ClipReader:
             workers: number of processes; 0 reads in this one.
             ahead: batches that each of them has ready at most.
         """
-        self._batches: list[Sequence[Request]] = []
+        self._batches = _Batches()
         self._loader = DataLoader(
             dataset,
             batch_sampler=self._batches,  # type: ignore[arg-type]  # any iterable of index lists
@@ -306,15 +313,25 @@ class ClipReader:
             generator=torch.Generator(),  # else DataLoader draws a seed from the global one
         )
 
-    def read(self, batches: Sequence[Sequence[Request]]) -> Iterator[list[Read]]:
-        """Read batches; one reading after another."""
-        self._batches[:] = batches
-        if batches:  # else no process need be started
+    def read(self, batches: Iterable[Sequence[Request]]) -> Iterator[list[Read]]:
+        """Read batches, which are asked for one by one; one reading after another."""
+        coming = iter(batches)
+        for first in coming:  # else no process need be started
+            self._batches.left = chain([first], coming)
             yield from self._loader
 
 
+class _Batches:
+    """What `DataLoader` takes for a sampler: each reading has batches of its own."""
+
+    left: Iterator[Sequence[Request]]
+
+    def __iter__(self) -> Iterator[Sequence[Request]]:
+        return self.left
+
+
 def iterate(
-    dataset: ClipDataset, batches: Sequence[Sequence[Request]], workers: int, *, ahead: int = 4
+    dataset: ClipDataset, batches: Iterable[Sequence[Request]], workers: int, *, ahead: int = 4
 ) -> Iterator[list[Read]]:
     """Read batches of requests once; see `ClipReader`."""
     yield from ClipReader(dataset, workers, ahead=ahead).read(batches)

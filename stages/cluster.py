@@ -403,6 +403,7 @@ def local_cluster(workers: int, device: torch.device) -> Iterator[str]:
 
     def worker(index: int) -> dict[str, Any]:
         options: dict[str, Any] = {"nthreads": 1, "memory_limit": 0, "host": host}
+        options["silence_logs"] = logging.ERROR
         if gpus:
             options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": visible[index]}}
         return {"cls": Nanny, "options": options}

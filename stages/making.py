@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from itertools import islice
 
 import torch
 
@@ -79,15 +78,17 @@ class ChunkMaker:
 
     def _parts(self, works: Sequence[PendingChunk]) -> Generator[Part, None, None]:
         """The batches of all chunks, decoded ahead over their ends."""
-        requests = [self._requests(work) for work in works]
-        reads = self._reader.read([batch for of_work in requests for batch in of_work])
-        for work, of_work in zip(works, requests, strict=True):
+        reads = self._reader.read(batch for work in works for batch in self._requests(work))
+        for work in works:
             chunk = ChunkArrays(self._layout, work, self._networks, self._cache)
-            for number, batch in enumerate(islice(reads, len(of_work)), start=1):
+            left = len(self._layout.sample_range(work.chunk))
+            while left:
+                batch = next(reads)
+                left -= len(batch)
                 good = [read for read in batch if read.clips is not None]
                 names = chunk.teachers if good else []
                 clips = {name: self._networks.clips_of(name, good) for name in names}
-                yield work, chunk, batch, clips, number == len(of_work)
+                yield work, chunk, batch, clips, not left
 
     def _put_away(
         self,
