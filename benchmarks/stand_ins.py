@@ -15,7 +15,7 @@ from pipeline.cutting import SampleClips
 from pipeline.models import Features, VideoModel
 from pipeline.views import ClipSpec
 from stages import cluster, extract
-from stages.making import ChunkMaker
+from stages.rows import Networks
 from stages.teachers import Teachers
 
 CLIP = ClipSpec(frames=1, stride=1, size=8)
@@ -72,6 +72,6 @@ def put_stand_ins() -> None:
 class StandInPlugin(cluster.ChunkPlugin):
     """A worker with stand-ins."""
 
-    def _load(self) -> ChunkMaker:
+    def _load(self) -> Networks:
         put_stand_ins()
         return super()._load()

@@ -271,6 +271,9 @@ def plan(
     root: Root = None,
     views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many samples.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="So many, each with a device as the one at hand.")
+    ] = 1,
     decoders: Decoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
@@ -295,6 +298,7 @@ def plan(
         batch_size=batch_size,
         seconds=seconds,
         device=_device(device),
+        workers=workers,
     )
     facts = stage(run, options)
     if as_json:

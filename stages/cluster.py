@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,9 +45,10 @@ from stages.making import ChunkMaker
 from stages.progress import Meter, console
 from stages.rows import Networks
 from stages.teachers import added_identities, check_added, load_added, load_teachers
-from stages.wording import plural
+from stages.wording import duration, plural
 
 GPU = "GPU"  # the resource that workers with a GPU offer
+_TASKS = 2  # of a worker: one decodes and writes while the other computes
 _TOLD_EVERY_SEC = 2.0  # views that were made, by a worker
 _PATIENCE_SEC = 300.0  # for a scheduler that went away, and for a first worker
 
@@ -139,28 +140,51 @@ class ChunkPlugin(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Get ready for tasks; the networks are loaded by the first one."""
         self._worker = worker
-        self._lock = threading.Lock()  # of workers with several threads one computes
-        self._maker: ChunkMaker | None = None
+        self._loading, self._turn = threading.Lock(), threading.Lock()
+        self._networks: Networks | None = None
+        self._idle: list[ChunkMaker] = []
+
+    def teardown(self, worker: Any) -> None:
+        """Let go of the networks."""
+        self._networks, self._idle = None, []
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel to a worker."""
         return {"recipe": self.recipe, "name": self.name}
 
     def make(self, work: PendingChunk) -> StagedChunk:
-        """Make a chunk and stage it."""
+        """Make a chunk and stage it; of several threads that do, one computes at a time."""
         staged: list[StagedChunk] = []
-        layout = read_layout(self.recipe.place)
 
         def stage(_work: PendingChunk, chunk: ChunkArrays) -> None:
             failures = chunk.failures(maker.samples)
-            staged.append(stage_chunk(layout, work.chunk, chunk.arrays, work.views, failures))
+            staged.append(stage_chunk(maker.layout, work.chunk, chunk.arrays, work.views, failures))
 
-        with self._lock:
-            maker = self._maker = self._maker or self._load()
-            maker.make([work], stage, _Teller(self._worker, self.name, work.chunk))
+        with self._loading:
+            self._networks = self._networks or self._load()
+            maker = self._idle.pop() if self._idle else self._maker(self._networks)
+        maker.make([work], stage, _Teller(self._worker, self.name, work.chunk))
+        self._idle.append(maker)
         return staged[0]
 
-    def _load(self) -> ChunkMaker:
+    def _maker(self, networks: Networks) -> ChunkMaker:
+        recipe, threads = self.recipe, self._worker.state.nthreads
+        return ChunkMaker(
+            recipe.run,
+            networks,
+            open_cache(recipe.place),
+            read_layout(recipe.place),
+            batch_size=recipe.batch_size,
+            decoders=-(-recipe.decoders // threads),
+            turn=self._turn,
+        )
+
+    def _load(self) -> Networks:
+        """The networks, and whether they and the cache are those that are meant.
+
+        Raises:
+            ExtractError: they are not.
+        """
         recipe = self.recipe
         here = f"the worker {self._worker.address}"
         try:
@@ -186,15 +210,7 @@ class ChunkPlugin(WorkerPlugin):
                 "weights, or the versions of the code, differ"
             )
         check_added(cache, added_identities(run, networks.added))
-        layout = read_layout(recipe.place)
-        return ChunkMaker(
-            run,
-            networks,
-            cache,
-            layout,
-            batch_size=recipe.batch_size,
-            decoders=recipe.decoders,
-        )
+        return networks
 
 
 class _Teller:
@@ -251,7 +267,7 @@ def make_chunks(
                     commit(staged)
                     del left[staged.chunk, staged.views]
                     progress.finish(staged, _alive(client))
-            except (CommClosedError, CancelledError, TimeoutError):
+            except (CommClosedError, CancelledError):
                 console.print(
                     f"the scheduler is lost: waiting for it, {plural(len(left), 'chunk')} to go"
                 )
@@ -278,9 +294,19 @@ def _connected(open_client: Callable[[], Client], recipe: Recipe) -> Iterator[Cl
                     "on once there is one"
                 ) from error
     with client:
-        client.wait_for_workers(1, timeout=_PATIENCE_SEC)
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE_SEC)
+        except TimeoutError as error:
+            raise ExtractError(
+                f"no worker came to the scheduler within {duration(_PATIENCE_SEC)}: start them as "
+                f"`dask worker ADDR --nthreads {_TASKS}`"
+            ) from error
         client.register_plugin(ChunkPlugin(recipe))
-        yield client
+        try:
+            yield client
+        finally:
+            with suppress(CommClosedError, CancelledError, OSError):  # it is lost
+                client.unregister_worker_plugin(recipe.name)
 
 
 def _made(client: Client, recipe: Recipe, pending: Sequence[PendingChunk]) -> Iterator[StagedChunk]:
@@ -325,12 +351,12 @@ def _resources(client: Client, recipe: Recipe) -> dict[str, float]:
     workers = client.scheduler_info(n_workers=-1)["workers"]
     offering = [name for name, facts in workers.items() if facts["resources"].get(GPU)]
     if offering:
-        return {GPU: 1}
+        return {GPU: 1 / _TASKS}
     if recipe.device is not None and recipe.device.startswith("cuda"):
         raise ExtractError(
             f"none of the {plural(len(workers), 'worker')} offers the resource {GPU}: start them "
-            f"as `dask worker ADDR --nthreads 1 --resources {GPU}=1`, one for each GPU, or give "
-            "--device cpu"
+            f"as `dask worker ADDR --nthreads {_TASKS} --resources {GPU}=1`, one for each GPU, or "
+            "give --device cpu"
         )
     return {}
 
@@ -376,7 +402,7 @@ class _Progress:
 def local_cluster(workers: int, device: torch.device) -> Iterator[str]:
     """Start a scheduler and workers on this machine, reachable from it alone.
 
-    Each worker has one task at a time; of GPUs each has its own, of a CPU its share of the cores.
+    Of GPUs each worker has its own, of a CPU its share of the cores.
 
     Args:
         workers: how many.
@@ -402,7 +428,7 @@ def local_cluster(workers: int, device: torch.device) -> Iterator[str]:
     host = "127.0.0.1"
 
     def worker(index: int) -> dict[str, Any]:
-        options: dict[str, Any] = {"nthreads": 1, "memory_limit": 0, "host": host}
+        options: dict[str, Any] = {"nthreads": _TASKS, "memory_limit": 0, "host": host}
         options["silence_logs"] = logging.ERROR
         if gpus:
             options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": visible[index]}}

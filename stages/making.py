@@ -7,7 +7,9 @@ another thread fetches what they gave and hands over each chunk when it is compl
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,6 +37,7 @@ class ChunkMaker:
         *,
         batch_size: int,
         decoders: int,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         """Get ready.
 
@@ -45,8 +48,10 @@ class ChunkMaker:
             layout: its own.
             batch_size: clips in one forward pass.
             decoders: processes that decode; 0 decodes in a thread of this one.
+            turn: held while the networks compute, where other makers use them too.
         """
-        self._run, self._networks, self._cache, self._layout = run, networks, cache, layout
+        self._run, self._networks, self._cache, self.layout = run, networks, cache, layout
+        self._turn = turn or nullcontext()
         self._batch_size = batch_size
         self._projection = stored_projection(cache)
         self.samples = samples_from_table(cache.samples, cache.place)
@@ -71,7 +76,8 @@ class ChunkMaker:
         """
         with Behind() as behind:
             for work, chunk, batch, clips, last in ahead(self._parts(works)):
-                outputs = chunk.compute(clips, self._projection, self._batch_size)
+                with self._turn:
+                    outputs = chunk.compute(clips, self._projection, self._batch_size)
                 behind.call(partial(self._put_away, work, chunk, batch, outputs, advance))
                 if last:
                     behind.call(partial(done, work, chunk))
@@ -80,8 +86,8 @@ class ChunkMaker:
         """The batches of all chunks, decoded ahead over their ends."""
         reads = self._reader.read(batch for work in works for batch in self._requests(work))
         for work in works:
-            chunk = ChunkArrays(self._layout, work, self._networks, self._cache)
-            left = len(self._layout.sample_range(work.chunk))
+            chunk = ChunkArrays(self.layout, work, self._networks, self._cache)
+            left = len(self.layout.sample_range(work.chunk))
             while left:
                 batch = next(reads)
                 left -= len(batch)
@@ -104,6 +110,6 @@ class ChunkMaker:
     def _requests(self, work: PendingChunk) -> list[list[Request]]:
         """A chunk's samples in batches; those of one video side by side."""
         choose = drawn_views(self._run, work.views)
-        requests: list[Request] = [(row, choose) for row in self._layout.sample_range(work.chunk)]
+        requests: list[Request] = [(row, choose) for row in self.layout.sample_range(work.chunk)]
         size = max(1, self._batch_size // len(work.views))
         return in_batches(self._dataset.by_video(requests), size)

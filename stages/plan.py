@@ -54,6 +54,7 @@ class Options:
     batch_size: int
     seconds: float
     device: torch.device
+    workers: int = 1
 
 
 def plan(run: Run, options: Options) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
         "rows": rows,
         "device": str(options.device),
         "decoders": options.decoders,
+        "workers": options.workers,
         "bytes": {
             "row": sum(row_bytes.values()),
             "all": rows * sum(row_bytes.values()),
@@ -230,7 +232,10 @@ def _storing(run: Run, networks: Networks, reads: Sequence[Read]) -> Callable[[i
 def _forecast(
     run: Run, samples: int, views: int, seconds: Mapping[str, float], options: Options
 ) -> dict[str, Any]:
-    """Hours; a GPU computes while decoders decode, a CPU shares its cores between the two."""
+    """Hours; a GPU computes while decoders decode, a CPU shares its cores between the two.
+
+    Workers share the rows; the projection is fitted before they begin.
+    """
     fitted = min(run.extract.projection.samples, samples)
     pair = seconds["vit"] + seconds["cnn"]
     networks = sum(each for name, each in seconds.items() if name != "decode")
@@ -240,9 +245,10 @@ def _forecast(
     fit_decode, fit_network = fitted * seconds["decode"], fitted * pair
     cores = max(options.decoders, 1)
     if options.device.type == "cpu" or not options.decoders:
-        wall = network + decode / cores + fit_network + fit_decode / cores
+        rows, fit = network + decode / cores, fit_network + fit_decode / cores
     else:
-        wall = max(network, decode / cores) + max(fit_network, fit_decode / cores)
+        rows, fit = max(network, decode / cores), max(fit_network, fit_decode / cores)
+    wall = rows / options.workers + fit
     enough = max(1, int(np.ceil(decode / max(network, 1e-9))))
     return {
         "decode_core_hours": decode / 3600,
@@ -311,7 +317,10 @@ def show(facts: Mapping[str, Any]) -> None:
     about.add_row("storing", f"{1000 * seconds['store']:.1f} ms a view")
     about.add_row("networks", f"{_time(forecast['network_hours'])} on {facts['device']}")
     about.add_row("projection", f"{_time(forecast['fit_hours'])} before the first row")
-    about.add_row("wall", f"{_time(forecast['wall_hours'])} with --decoders {facts['decoders']}")
+    shared = f" of each of {facts['workers']} workers" if facts["workers"] > 1 else ""
+    about.add_row(
+        "wall", f"{_time(forecast['wall_hours'])} with --decoders {facts['decoders']}{shared}"
+    )
     if forecast["decoding_limits"]:
         enough = plural(forecast["decoders_enough"], "decoder")
         about.add_row("", f"decoding is the limit; {enough} with a core each would be enough")

@@ -11,8 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.clips import ClipDataset
+from stages import cluster, extract
 from video_making import write_video
 
+# What benchmarks/stand_ins.py replaces.
+PATCHED = [
+    (ClipDataset, "__getitems__"),
+    (extract, "load_teachers"),
+    (cluster, "load_teachers"),
+    (cluster, "ChunkPlugin"),
+]
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -49,6 +58,24 @@ def test_open_large(run: Callable[..., str]) -> None:
     printed = run("open_large", *sizes, "--processes", "1")
     assert "- open_cache in less than 0.5 s: " in printed
     assert "| 2,048 |" in printed
+
+
+@pytest.mark.slow
+def test_extract_speed(run: Callable[..., str]) -> None:
+    sizes = ("--config", "demo", "--samples", "28", "--views", "1", "--repeats", "1")
+    printed = run("extract_speed", *sizes, "--seconds", "0.1", "--device", "cpu")
+    assert "| `extract`: its chunks |" in printed
+    assert "- chunks / bare forward, at most 1.1: " in printed
+    assert "- forecast / projection and chunks, within 20%: " in printed
+
+
+@pytest.mark.slow
+def test_scale(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in PATCHED:
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back at the end
+    printed = run("scale", "--samples", "3000", "--views", "1", "--workers", "0")
+    assert "| none, this process | 3,000 |" in printed
+    assert "- a killed run finds its place in at most 10 s: " in printed
 
 
 @pytest.mark.slow

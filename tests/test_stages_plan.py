@@ -54,6 +54,15 @@ def test_times_add_up(mini: Run) -> None:
     assert facts["break_even_epochs"] == 3  # two views, and view 0 once more for the projection
 
 
+def test_workers_share_the_rows_but_not_the_projection(mini: Run) -> None:
+    facts = plan(mini, replace(FEW, workers=4, decoders=1))
+    seconds = facts["seconds"]
+    rows = 14 * seconds["decode"] + 28 * (seconds["vit"] + seconds["cnn"] + seconds["store"])
+    fit = 14 * (seconds["vit"] + seconds["cnn"] + seconds["decode"])
+    assert facts["forecast"]["wall_hours"] * 3600 == pytest.approx(rows / 4 + fit)
+    assert facts["workers"] == 4
+
+
 def test_less_is_less(mini: Run) -> None:
     facts = plan(mini, FEW)
     sizes, less = facts["bytes"], facts["less"]
