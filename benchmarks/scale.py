@@ -14,17 +14,18 @@ import argparse
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache import open_cache
+from cache import CacheWriter, open_cache
 from making import machine, print_table
 from pipeline.config import Run
 from pipeline.config_file import load_config
@@ -36,6 +37,7 @@ from stand_ins import put_stand_ins
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 10.0  # in which a killed run must have found its place, at any size
+commits: list[float] = []  # seconds of each
 EVEN = 1.25  # the time per row of the last samples against that of the first
 
 
@@ -90,6 +92,7 @@ def ms_per_row(times: Sequence[float], rows: int) -> float:
 def extracted(folder: Path, samples: int, views: int, workers: int) -> list[str]:
     """One line: a whole extraction."""
     run, out = make_run(folder, samples), folder / "cache"
+    commits.clear()
     started, busy = time.perf_counter(), time.process_time()
     stage.extract(run, options(out, views, workers))
     wall, busy = time.perf_counter() - started, time.process_time() - busy
@@ -109,7 +112,19 @@ def extracted(folder: Path, samples: int, views: int, workers: int) -> list[str]
         f"{last:.3f}",
         f"{last / first:.2f}",
         f"{busy / wall:.2f}",
+        f"{1000 * statistics.median(commits):.1f}",
     ]
+
+
+def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, its seconds entered in `commits`."""
+
+    def clocked(*given: Any) -> None:
+        started = time.perf_counter()
+        call(*given)
+        commits.append(time.perf_counter() - started)
+
+    return clocked
 
 
 def killed(folder: Path, samples: int, views: int) -> list[str]:
@@ -156,6 +171,8 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     put_stand_ins()
+    writer: Any = CacheWriter
+    writer.commit = timed(writer.commit)
     if asked.child:
         run = load_config(Path("configs/k400.yaml"))
         stage.extract(run, options(asked.child, asked.views, 0))
@@ -173,7 +190,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"\n{asked.views} views, stand-in teachers, {threads} thread(s); {machine()}.\n")
     head = ["workers", "samples", "s", "rows/s", "MB/s", "ms a row, first 10,000 samples"]
-    print_table([*head, "last 10,000", "ratio", "main process, cores"], lines)
+    print_table([*head, "last 10,000", "ratio", "main process, cores", "ms a commit"], lines)
     ratio = max(float(line[7]) for line in lines)
     print(f"\n- last / first, at most {EVEN}: {ratio}, {'met' if ratio <= EVEN else 'MISSED'}\n")
     print_table(["samples", "chunks at the kill", "s until the next run computes"], kills)

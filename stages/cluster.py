@@ -305,7 +305,7 @@ def _connected(open_client: Callable[[], Client], recipe: Recipe) -> Iterator[Cl
         try:
             yield client
         finally:
-            with suppress(CommClosedError, CancelledError, OSError):  # it is lost
+            with suppress(CommClosedError, CancelledError, OSError, ValueError):  # it is lost
                 client.unregister_worker_plugin(recipe.name)
 
 

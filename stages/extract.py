@@ -6,6 +6,7 @@ is read from the cache), then chunk by chunk decode → teachers → residual �
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
@@ -43,6 +44,7 @@ from stages.progress import Meter, console, meter, track
 from stages.recorded import environment
 from stages.rows import Networks, drawn_views, ordered_samples
 from stages.teachers import Teachers, load_added, load_teachers
+from stages.wording import percent, plural
 
 __all__ = ["ExtractError", "Options", "extract"]
 
@@ -278,6 +280,13 @@ def _extract_here(
         note(failures)
 
     maker.make(pending, write, counter.advance)
+    if maker.decoders_wanted is not None:
+        share = maker.waited_sec / (maker.waited_sec + maker.busy_sec)
+        console.print(
+            f"decoding is the limit: the networks waited for clips for {percent(share, 0)} of the "
+            f"time; --decoders {maker.decoders_wanted}, with a core each, would be enough (this "
+            f"machine has {plural(os.cpu_count() or 1, 'core')})"
+        )
 
 
 def _extract_elsewhere(

@@ -6,7 +6,9 @@ another thread fetches what they gave and hands over each chunk when it is compl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -23,6 +25,9 @@ from stages.rows import Networks, drawn_views, stored_projection
 
 # Of one batch: the chunk, what was read, the teachers' clips, and whether it is the chunk's last.
 Part = tuple[PendingChunk, ChunkArrays, list[Read], dict[str, torch.Tensor], bool]
+
+
+_NOTED = 0.1  # of the time, waited for clips: less is not worth a word
 
 
 class ChunkMaker:
@@ -52,6 +57,8 @@ class ChunkMaker:
         """
         self._run, self._networks, self._cache, self.layout = run, networks, cache, layout
         self._turn = turn or nullcontext()
+        self._decoders = decoders
+        self.waited_sec = self.busy_sec = 0.0  # of the networks, for clips and otherwise
         self._batch_size = batch_size
         self._projection = stored_projection(cache)
         self.samples = samples_from_table(cache.samples, cache.place)
@@ -75,12 +82,30 @@ class ChunkMaker:
             ExtractError: a video is another one than when its standing rows were made.
         """
         with Behind() as behind:
-            for work, chunk, batch, clips, last in ahead(self._parts(works)):
+            for work, chunk, batch, clips, last in self._timed(ahead(self._parts(works))):
                 with self._turn:
                     outputs = chunk.compute(clips, self._projection, self._batch_size)
                 behind.call(partial(self._put_away, work, chunk, batch, outputs, advance))
                 if last:
                     behind.call(partial(done, work, chunk))
+
+    def _timed(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """Count how long the next part is waited for; the first one starts processes."""
+        asked: float | None = None
+        for part in parts:
+            ready = time.perf_counter()
+            if asked is not None:
+                self.waited_sec += ready - asked
+            yield part
+            asked = time.perf_counter()
+            self.busy_sec += asked - ready
+
+    @property
+    def decoders_wanted(self) -> int | None:
+        """How many would be enough where decoding was the limit; None where it was not."""
+        if self.waited_sec <= _NOTED * (self.waited_sec + self.busy_sec):
+            return None
+        return math.ceil(max(1, self._decoders) * (1 + self.waited_sec / max(self.busy_sec, 1e-9)))
 
     def _parts(self, works: Sequence[PendingChunk]) -> Generator[Part, None, None]:
         """The batches of all chunks, decoded ahead over their ends."""

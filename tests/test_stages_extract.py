@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from cache import CacheError, CacheWriter, IdentityMismatch, Status, open_cache, repair_cache
 from cache_making import full_disk
 from chain_making import nudge_weights, options, write_config
-from pipeline.clips import StoredViews, read_clips
+from pipeline.clips import ClipDataset, Read, Request, StoredViews, read_clips
 from pipeline.config import Run
 from pipeline.config_file import ConfigError
 from pipeline.models import create_model
@@ -138,6 +140,24 @@ def test_a_full_disk_stops_the_run_and_loses_no_chunk(
     assert open_cache(mini.cache_path).coverage == 5 / 14
     extract(mini, options(mini))
     assert files_of(mini.cache_path) == undisturbed
+
+
+def test_where_decoding_is_the_limit_it_is_said(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_config(Path.cwd(), ("chunk_samples: 5", "chunk_samples: 1"))
+    real = ClipDataset.__getitems__
+
+    def slow(dataset: ClipDataset, requests: Sequence[Request]) -> list[Read]:
+        time.sleep(0.3)
+        return real(dataset, requests)
+
+    monkeypatch.setattr(ClipDataset, "__getitems__", slow)
+    extract(run, replace(options(run), out=Path("slow")))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "decoding is the limit: the networks waited for clips for" in told
+    (wanted,) = re.findall(r"--decoders (\d+), with a core each, would be enough", told)
+    assert int(wanted) > 1
 
 
 def test_more_views_leave_the_old_files_as_they_are(mini: Run) -> None:
