@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cutting import ClipCutter, SampleClips, frame_digest
+from pipeline.processes import exit_with_parent
 from pipeline.samples import Sample, Samples
 from pipeline.video import Video, VideoError, VideoInfo, open_video
 from pipeline.views import (
@@ -284,6 +285,10 @@ def in_batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
     return [list(requests[start : start + size]) for start in range(0, len(requests), size)]
 
 
+class DecoderDiedError(RuntimeError):
+    """A process that decodes died; the message says what to do."""
+
+
 class ClipReader:
     """Reads batches of requests in order, in processes that live as long as it does.
 
@@ -306,7 +311,7 @@ class ClipReader:
             batch_sampler=self._batches,  # type: ignore[arg-type]  # any iterable of index lists
             num_workers=workers,
             collate_fn=list,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_decoder,
             multiprocessing_context="spawn" if workers else None,
             prefetch_factor=ahead if workers else None,
             persistent_workers=workers > 0,
@@ -318,7 +323,16 @@ class ClipReader:
         coming = iter(batches)
         for first in coming:  # else no process need be started
             self._batches.left = chain([first], coming)
-            yield from self._loader
+            try:
+                yield from self._loader
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise DecoderDiedError(
+                    f"a process that decodes died ({error}). Often it is memory: give fewer "
+                    "--decoders, or a smaller --batch-size. What was made is kept; the same "
+                    "command goes on"
+                ) from error
 
 
 class _Batches:
@@ -337,5 +351,6 @@ def iterate(
     yield from ClipReader(dataset, workers, ahead=ahead).read(batches)
 
 
-def _one_thread(_worker: int) -> None:
+def _start_decoder(_worker: int) -> None:
+    exit_with_parent()  # torch's own watch begins too late where the parent dies at once
     torch.set_num_threads(1)  # there are as many workers as cores

@@ -215,7 +215,8 @@ def extract(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Start so many workers on this machine, one per GPU; without, none is."
+            min=1,
+            help="Start so many workers on this machine to make the chunks, one per GPU.",
         ),
     ] = None,
     scheduler: Annotated[

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -37,6 +38,7 @@ from distributed import (
 from distributed.comm.core import CommClosedError
 
 from cache import CacheError, PendingChunk, StagedChunk, open_cache, read_layout, stage_chunk
+from pipeline.clips import DecoderDiedError
 from pipeline.config import Run
 from pipeline.samples import Samples
 from pipeline.weights import PUBLISHED
@@ -49,6 +51,7 @@ from stages.wording import duration, plural
 
 GPU = "GPU"  # the resource that workers with a GPU offer
 _TASKS = 2  # of a worker: one decodes and writes while the other computes
+_ATTEMPTS = 3  # at a chunk whose decoders die
 _TOLD_EVERY_SEC = 2.0  # views that were made, by a worker
 _PATIENCE_SEC = 300.0  # for a scheduler that went away, and for a first worker
 
@@ -63,6 +66,7 @@ class Recipe:
         place: the cache's folder.
         fingerprint: of the cache.
         teachers: what decides the outputs of the two teachers; see `Teachers.identities`.
+        token: of this run: another one on the same scheduler, of the same cache even, has another.
         device: of the worker; None takes a GPU if there is one.
         batch_size: clips in one forward pass.
         decoders: processes that decode, of each worker.
@@ -73,6 +77,7 @@ class Recipe:
     place: Path
     fingerprint: str
     teachers: Mapping[str, Mapping[str, Any]]
+    token: str
     device: str | None
     batch_size: int
     decoders: int
@@ -80,7 +85,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """Of the plugin, and of the topic on which workers tell what they made."""
-        return f"dualkd-{self.fingerprint[:12]}"
+        return f"dualkd-{self.fingerprint[:8]}-{self.token}"
 
 
 def recipe_for(
@@ -100,6 +105,7 @@ def recipe_for(
         place=place.absolute(),
         fingerprint=open_cache(place).fingerprint,
         teachers=teachers,
+        token=uuid.uuid4().hex[:12],
         device=device,
         batch_size=batch_size,
         decoders=decoders,
@@ -160,11 +166,18 @@ class ChunkPlugin(WorkerPlugin):
             failures = chunk.failures(maker.samples)
             staged.append(stage_chunk(maker.layout, work.chunk, chunk.arrays, work.views, failures))
 
-        with self._loading:
-            self._networks = self._networks or self._load()
-            maker = self._idle.pop() if self._idle else self._maker(self._networks)
-        maker.make([work], stage, _Teller(self._worker, self.name, work.chunk))
-        self._idle.append(maker)
+        for attempt in range(_ATTEMPTS):
+            with self._loading:
+                self._networks = self._networks or self._load()
+                maker = self._idle.pop() if self._idle else self._maker(self._networks)
+            try:
+                maker.make([work], stage, _Teller(self._worker, self.name, work))
+            except DecoderDiedError:  # its maker is let go of
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                self._idle.append(maker)
+                break
         return staged[0]
 
     def _maker(self, networks: Networks) -> ChunkMaker:
@@ -175,7 +188,7 @@ class ChunkPlugin(WorkerPlugin):
             open_cache(recipe.place),
             read_layout(recipe.place),
             batch_size=recipe.batch_size,
-            decoders=-(-recipe.decoders // threads),
+            decoders=max(recipe.decoders // threads, min(recipe.decoders, 1)),
             turn=self._turn,
         )
 
@@ -216,16 +229,16 @@ class ChunkPlugin(WorkerPlugin):
 class _Teller:
     """Tells the client, now and then, how many views of a chunk are made."""
 
-    def __init__(self, worker: Any, topic: str, chunk: int) -> None:
-        self._worker, self._topic, self._chunk = worker, topic, chunk
+    def __init__(self, worker: Any, topic: str, work: PendingChunk) -> None:
+        self._worker, self._topic, self._work = worker, topic, work
         self._views, self._told = 0, time.monotonic()
 
     def __call__(self, views: int) -> None:
         self._views += views
         if time.monotonic() - self._told > _TOLD_EVERY_SEC:
             self._told = time.monotonic()
-            event = {"chunk": self._chunk, "views": self._views}
-            self._worker.log_event(self._topic, event)
+            which = [self._work.chunk, list(self._work.views)]
+            self._worker.log_event(self._topic, {"of": which, "views": self._views})
 
 
 def make_chunk(name: str, work: PendingChunk) -> StagedChunk:
@@ -257,16 +270,20 @@ def make_chunks(
         ExtractError: a chunk kills its workers again and again, there is no worker, or the
             scheduler does not come back.
     """
-    progress = _Progress(meter, pending)
+    layout = read_layout(recipe.place)
+    progress = _Progress(meter)
     left = {(work.chunk, work.views): work for work in pending}
+    first = True
     while left:
-        with _connected(open_client, recipe) as client:
+        with _connected(open_client, recipe, patience=0.0 if first else _PATIENCE_SEC) as client:
+            first = False
             client.subscribe_topic(recipe.name, progress.hear)
             try:
                 for staged in _made(client, recipe, list(left.values())):
                     commit(staged)
                     del left[staged.chunk, staged.views]
-                    progress.finish(staged, _alive(client))
+                    rows = len(layout.sample_range(staged.chunk)) * len(staged.views)
+                    progress.finish(staged, rows, _alive(client))
             except (CommClosedError, CancelledError):
                 console.print(
                     f"the scheduler is lost: waiting for it, {plural(len(left), 'chunk')} to go"
@@ -276,13 +293,15 @@ def make_chunks(
 
 
 @contextmanager
-def _connected(open_client: Callable[[], Client], recipe: Recipe) -> Iterator[Client]:
-    """A client whose workers know the recipe.
+def _connected(
+    open_client: Callable[[], Client], recipe: Recipe, *, patience: float
+) -> Iterator[Client]:
+    """A client whose workers know the recipe; a scheduler that does not answer is asked again.
 
     Raises:
         ExtractError: no scheduler, or no worker that fits.
     """
-    deadline = time.monotonic() + _PATIENCE_SEC
+    deadline = time.monotonic() + patience
     while True:
         try:
             client = open_client()
@@ -294,6 +313,8 @@ def _connected(open_client: Callable[[], Client], recipe: Recipe) -> Iterator[Cl
                     "on once there is one"
                 ) from error
     with client:
+        if not _alive(client):
+            console.print("waiting for a worker to come to the scheduler")
         try:
             client.wait_for_workers(1, timeout=_PATIENCE_SEC)
         except TimeoutError as error:
@@ -324,7 +345,7 @@ def _made(client: Client, recipe: Recipe, pending: Sequence[PendingChunk]) -> It
             make_chunk,
             recipe.name,
             work,
-            key=f"extract-chunk-{work.chunk}-views-{views}-of-{recipe.fingerprint[:8]}",
+            key=f"extract-chunk-{work.chunk}-views-{views}-of-{recipe.name}",
             pure=False,
             resources=resources,
         )
@@ -350,7 +371,7 @@ def _resources(client: Client, recipe: Recipe) -> dict[str, float]:
     """
     workers = client.scheduler_info(n_workers=-1)["workers"]
     offering = [name for name, facts in workers.items() if facts["resources"].get(GPU)]
-    if offering:
+    if offering and (recipe.device is None or recipe.device.startswith("cuda")):
         return {GPU: 1 / _TASKS}
     if recipe.device is not None and recipe.device.startswith("cuda"):
         raise ExtractError(
@@ -368,29 +389,33 @@ def _alive(client: Client) -> int:
 class _Progress:
     """Counts views of chunks that are made and of those under way."""
 
-    def __init__(self, meter: Meter, pending: Sequence[PendingChunk]) -> None:
+    def __init__(self, meter: Meter) -> None:
         self._meter, self._lock = meter, threading.Lock()
-        self._under_way: Counter[int] = Counter()  # views by chunk
-        self._failed = 0
+        self._under_way: Counter[tuple[int, tuple[int, ...]]] = Counter()  # rows by chunk, views
+        self._by_worker: Counter[tuple[str, int]] = Counter()  # rows by host and process
+        self._begun, self._failed = time.monotonic(), 0
 
     def hear(self, event: tuple[float, Any]) -> None:
         """A worker tells how far a chunk is."""
         told = event[1]
         with self._lock:
-            more = told["views"] - self._under_way[told["chunk"]]
+            chunk, views = told["of"]
+            more = told["views"] - self._under_way[chunk, tuple(views)]
             if more > 0:  # else another worker begins it again
-                self._under_way[told["chunk"]] += more
+                self._under_way[chunk, tuple(views)] += more
                 self._meter.advance(more)
 
-    def finish(self, staged: StagedChunk, workers: int) -> None:
-        """A chunk is committed."""
-        counts = next(iter(staged.statuses.values()))
+    def finish(self, staged: StagedChunk, rows: int, workers: int) -> None:
+        """A chunk of so many rows is committed."""
         self._failed += len(staged.failures)
+        self._by_worker[staged.maker["host"], staged.maker["pid"]] += rows
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        rates = sorted(done / seconds for done in self._by_worker.values())
+        each = " to ".join(dict.fromkeys(f"{rate:.1f}" for rate in (rates[0], rates[-1])))
         with self._lock:
-            rest = sum(counts.values()) - self._under_way.pop(staged.chunk, 0)
-            each = self._meter.rate / max(workers, 1)
+            rest = rows - self._under_way.pop((staged.chunk, staged.views), 0)
             self._meter.note(
-                f"{plural(workers, 'worker')} with {each:.1f} views/s each, {self._failed} failed"
+                f"{plural(workers, 'worker')} with {each} views/s each, {self._failed} failed"
             )
             self._meter.advance(max(rest, 0))
 

@@ -323,6 +323,7 @@ def _extract_elsewhere(
         else nullcontext(options.scheduler)
     )
     with started as address:
+        console.print(f"connecting to the scheduler {address}")
         cluster.make_chunks(lambda: Client(address), recipe, pending, commit, counter)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import video_making as making
 from pipeline import video_file
 from pipeline.clips import (
     ClipDataset,
+    ClipReader,
+    DecoderDiedError,
     DrawnViews,
     Read,
     Request,
@@ -384,3 +387,13 @@ def test_the_end_of_a_stretch_is_the_end_of_the_video_at_most() -> None:
             VideoError, match=rf"h264\.mp4: the sample starts at {start:.2f} s, but"
         ):
             stretch(sample("h264", start, 9.0), info)
+
+
+def test_a_decoder_that_dies_is_told(root: Path) -> None:
+    reader = ClipReader(ClipDataset(root, table("h264"), SPECS), 1, ahead=1)
+    reads = reader.read([[(0, VIEWS)]] * 9)
+    next(reads)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(DecoderDiedError, match=r"a process that decodes died .* the same command"):
+        list(reads)

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from distributed import LocalCluster
 
-from cache import verify_cache
+from cache import open_cache, verify_cache
 from cache_making import contents
 from chain_making import nudge_weights, options, write_config
 from pipeline.config import Run
@@ -44,7 +44,7 @@ def commits(run: Run) -> int:
     return len(list((run.cache_path / "commits").glob("[0-9]*.json")))
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -172,7 +172,7 @@ def test_a_scheduler_that_is_started_again_goes_on(small_chunks: Run) -> None:
     check(run)
 
 
-def test_workers_that_cannot_make_this_cache_are_refused(small_chunks: Run) -> None:
+def test_a_teams_cluster_makes_the_cache_or_says_why_not(small_chunks: Run) -> None:
     run = small_chunks
     with LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
@@ -180,6 +180,15 @@ def test_workers_that_cannot_make_this_cache_are_refused(small_chunks: Run) -> N
         asked = replace(options(run), scheduler=cluster.scheduler_address)
         with pytest.raises(ExtractError, match=r"1 worker offers the resource GPU"):
             extract(run, replace(asked, worker_device="cuda"))
+        extract(run, asked)
+        check(run)
+        # Clips can be added later; another run of the same cache is no stranger to the scheduler.
+        more = run.extract.model_copy(
+            update={"clips": [*run.extract.clips, "pytorchvideo/x3d_tiny"]}
+        )
+        extract(run.model_copy(update={"extract": more}), asked)
+        assert open_cache(run.cache_path).coverage == 1
+        assert "clip/pytorchvideo/x3d_tiny" in open_cache(run.cache_path).fields
         shutil.rmtree(run.cache_path)
         recipes = []
 
