@@ -20,7 +20,7 @@ from pipeline.clips import ClipReader, Read, Request, in_batches
 from pipeline.config import Run
 from pipeline.samples import samples_from_table
 from stages.chunk_arrays import ChunkArrays, Outputs
-from stages.overlap import Behind, ahead
+from stages.overlap import ahead, behind
 from stages.rows import Networks, drawn_views, stored_projection
 
 # Of one batch: the chunk, what was read, the teachers' clips, and whether it is the chunk's last.
@@ -81,13 +81,13 @@ class ChunkMaker:
         Raises:
             ExtractError: a video is another one than when its standing rows were made.
         """
-        with Behind() as behind:
+        with behind() as call:
             for work, chunk, batch, clips, last in self._timed(ahead(self._parts(works))):
                 with self._turn:
                     outputs = chunk.compute(clips, self._projection, self._batch_size)
-                behind.call(partial(self._put_away, work, chunk, batch, outputs, advance))
+                call(partial(self._put_away, work, chunk, batch, outputs, advance))
                 if last:
-                    behind.call(partial(done, work, chunk))
+                    call(partial(done, work, chunk))
 
     def _timed(self, parts: Iterator[Part]) -> Iterator[Part]:
         """Count how long the next part is waited for; the first one starts processes."""

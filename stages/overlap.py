@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from types import TracebackType
-from typing import Self, TypeVar
+from contextlib import closing, contextmanager
+from threading import Event
+from typing import TypeVar
 
 import torch
 
@@ -43,36 +43,37 @@ def _next(items: Iterator[Item]) -> list[Item]:
     return []
 
 
-class Behind:
-    """A thread that carries out calls one after another, in order; a context manager.
+@contextmanager
+def behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A thread that carries out calls one after another, in order, beside the `with` block.
 
-    An error of a call is raised by the next `call`, or at the end; nothing that comes after the
-    call is carried out.
+    An error of a call is raised by the next one that is asked for, or at the end of the block;
+    nothing that comes after the call is carried out.
+
+    Yields:
+        what has a function called; it waits where much is to be done already.
     """
+    thread = ThreadPoolExecutor(1, "behind", torch.set_num_threads, (1,))
+    going: deque[Future[None]] = deque()
+    failed = Event()
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "behind", torch.set_num_threads, (1,))
-        self._going: deque[Future[None]] = deque()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Wait for what was begun; what was not is dropped after an error."""
+    def carry_out(function: Callable[[], None]) -> None:
+        if failed.is_set():  # it was asked for before that was known
+            return
         try:
-            while error is None and self._going:
-                self._going.popleft().result()
-        finally:
-            self._thread.shutdown(cancel_futures=True)
+            function()
+        except BaseException:
+            failed.set()
+            raise
 
-    def call(self, function: Callable[[], None]) -> None:
-        """Have a function called; waits where much is to be done already."""
-        while len(self._going) >= _DEPTH:
-            self._going.popleft().result()
-        self._going.append(self._thread.submit(function))
+    def call(function: Callable[[], None]) -> None:
+        while len(going) >= _DEPTH:
+            going.popleft().result()
+        going.append(thread.submit(carry_out, function))
+
+    try:
+        yield call
+        while going:
+            going.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)
