@@ -14,7 +14,7 @@ from pipeline.config import Run
 from pipeline.cutting import SampleClips
 from pipeline.models import Features, VideoModel
 from pipeline.views import ClipSpec
-from stages import cluster, extract
+from stages import cluster, rows
 from stages.rows import Networks
 from stages.teachers import Teachers
 
@@ -63,10 +63,10 @@ def put_stand_ins() -> None:
     """Replace decoding and networks, in this process."""
     clips: Any = ClipDataset
     clips.__getitems__ = stand_in_reads
-    in_process: Any = extract
-    in_workers: Any = cluster
-    in_process.load_teachers = in_workers.load_teachers = stand_in_teachers
-    in_workers.ChunkPlugin = StandInPlugin
+    networks: Any = rows
+    networks.load_teachers = stand_in_teachers
+    workers: Any = cluster
+    workers.ChunkPlugin = StandInPlugin
 
 
 class StandInPlugin(cluster.ChunkPlugin):

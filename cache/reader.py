@@ -19,7 +19,7 @@ from cache.blocks import ChunkBlocks, chunks_held
 from cache.chunkmap import ChunkMaps
 from cache.commits import read_commits
 from cache.identity import check_identity
-from cache.layout import is_url, repair_hint
+from cache.layout import Layout, is_url, repair_hint
 from cache.metadata import read_layout
 from cache.remote import copy_metadata
 from cache.schema import STATUS_FIELD, CacheError, Field, FieldError, RowError, Status, status_name
@@ -119,6 +119,11 @@ class TeacherCache:
         if self._url is not None:
             raise CacheError(f"{self._url} is no folder on this machine")
         return self._layout.path
+
+    @property
+    def layout(self) -> Layout:
+        """What the cache is made of, for those who stage chunks of it."""
+        return self._layout
 
     @property
     def identity(self) -> dict[str, Any]:

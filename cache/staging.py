@@ -128,11 +128,6 @@ def move_in(layout: Layout, staged: StagedChunk) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def discard(layout: Layout, staged: StagedChunk) -> None:
-    """Remove a staged chunk that nobody will commit."""
-    shutil.rmtree(layout.path / STAGING / staged.folder, ignore_errors=True)
-
-
 def open_staging(folder: Path) -> None:
     """Begin with an empty staging folder; for the holder of the lock."""
     staging = own_path(folder, STAGING)

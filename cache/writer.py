@@ -28,7 +28,6 @@ from cache.schema import CacheError, Field
 from cache.staging import (
     StagedChunk,
     close_staging,
-    discard,
     move_in,
     open_staging,
     stage_chunk,
@@ -271,10 +270,6 @@ class CacheWriter:
             publish(self._layout, staged)
         for name in staged.fields:
             self._present[name][staged.chunk, list(staged.views)] = True
-
-    def discard(self, staged: StagedChunk) -> None:
-        """Remove a staged chunk that is not wanted, such as one that another process made too."""
-        discard(self._layout, staged)
 
     def _check(self, chunk: int, fields: Collection[str], views: Sequence[int] | None) -> list[int]:
         """The views that are to be written; none of these fields stands in any of them."""

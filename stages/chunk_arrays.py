@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import Layout, PendingChunk, Status, TeacherCache
+from cache import PendingChunk, Status, TeacherCache
 from pipeline.clips import Read
 from pipeline.projection import Projection
 from pipeline.samples import Samples
@@ -38,22 +38,19 @@ class ChunkArrays:
         errors: row → why not all of it is valid.
     """
 
-    def __init__(
-        self, layout: Layout, work: PendingChunk, networks: Networks, cache: TeacherCache
-    ) -> None:
+    def __init__(self, cache: TeacherCache, work: PendingChunk, networks: Networks) -> None:
         """Begin with rows that are missing.
 
         Args:
-            layout: of the cache.
+            cache: what stands.
             work: which rows and fields.
             networks: all for which something is stored.
-            cache: what stands.
         """
-        samples = layout.sample_range(work.chunk)
+        samples = cache.layout.sample_range(work.chunk)
         self._start = samples.start
         self._networks = networks
         self._views = len(work.views)
-        self._fields = layout.fields
+        self._fields = cache.fields
         self.errors: dict[int, str] = {}
         self.arrays: dict[str, NDArray[Any]] = {
             name: np.full(

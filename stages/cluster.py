@@ -45,8 +45,8 @@ from pipeline.weights import PUBLISHED
 from stages.chunk_arrays import ChunkArrays, ExtractError
 from stages.making import ChunkMaker
 from stages.progress import Meter, console
-from stages.rows import Networks
-from stages.teachers import added_identities, check_added, load_added, load_teachers
+from stages.rows import Networks, load_networks
+from stages.teachers import added_identities, check_added
 from stages.wording import duration, plural
 
 GPU = "GPU"  # the resource that workers with a GPU offer
@@ -186,7 +186,6 @@ class ChunkPlugin(WorkerPlugin):
             recipe.run,
             networks,
             open_cache(recipe.place),
-            read_layout(recipe.place),
             batch_size=recipe.batch_size,
             decoders=max(recipe.decoders // threads, min(recipe.decoders, 1)),
             turn=self._turn,
@@ -210,19 +209,13 @@ class ChunkPlugin(WorkerPlugin):
         if cache.fingerprint != recipe.fingerprint:
             raise ExtractError(f"{here} finds another cache at {recipe.place}")
         device = torch.device(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        run, table = recipe.run, recipe.classes
-        networks = Networks(
-            load_teachers(run, table, device),
-            run.extract.clips,
-            load_added(run, table, device),
-            run.extract.precision,
-        )
-        if networks.teachers.identities(run) != recipe.teachers:
+        networks = load_networks(recipe.run, recipe.classes, device)
+        if networks.teachers.identities(recipe.run) != recipe.teachers:
             raise ExtractError(
                 f"{here} has other teachers than the process that asks: the files of their "
                 "weights, or the versions of the code, differ"
             )
-        check_added(cache, added_identities(run, networks.added))
+        check_added(cache, added_identities(recipe.run, networks.added))
         return networks
 
 
@@ -283,7 +276,7 @@ def make_chunks(
                     commit(staged)
                     del left[staged.chunk, staged.views]
                     rows = len(layout.sample_range(staged.chunk)) * len(staged.views)
-                    progress.finish(staged, rows, _alive(client))
+                    progress.finish(staged, rows, len(_workers(client)))
             except (CommClosedError, CancelledError):
                 console.print(
                     f"the scheduler is lost: waiting for it, {plural(len(left), 'chunk')} to go"
@@ -313,7 +306,7 @@ def _connected(
                     "on once there is one"
                 ) from error
     with client:
-        if not _alive(client):
+        if not _workers(client):
             console.print("waiting for a worker to come to the scheduler")
         try:
             client.wait_for_workers(1, timeout=_PATIENCE_SEC)
@@ -369,7 +362,7 @@ def _resources(client: Client, recipe: Recipe) -> dict[str, float]:
     Raises:
         ExtractError: GPUs are asked for, and no worker offers one.
     """
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = _workers(client)
     offering = [name for name, facts in workers.items() if facts["resources"].get(GPU)]
     if offering and (recipe.device is None or recipe.device.startswith("cuda")):
         return {GPU: 1 / _TASKS}
@@ -382,8 +375,10 @@ def _resources(client: Client, recipe: Recipe) -> dict[str, float]:
     return {}
 
 
-def _alive(client: Client) -> int:
-    return len(client.scheduler_info(n_workers=-1)["workers"])
+def _workers(client: Client) -> dict[str, Any]:
+    """Facts about every worker by its address; by default a client asks for a few only."""
+    workers: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+    return workers
 
 
 class _Progress:

@@ -42,8 +42,8 @@ from stages.opening import Wanted, open_wanted, put_in_place
 from stages.overlap import ahead
 from stages.progress import Meter, console, meter, track
 from stages.recorded import environment
-from stages.rows import Networks, drawn_views, ordered_samples
-from stages.teachers import Teachers, load_added, load_teachers
+from stages.rows import Networks, drawn_views, load_networks, ordered_samples
+from stages.teachers import Teachers
 from stages.wording import percent, plural
 
 __all__ = ["ExtractError", "Options", "extract"]
@@ -108,13 +108,8 @@ def extract(run: Run, options: Options) -> None:
 
 def _wanted(run: Run, options: Options) -> Wanted:
     table = read_samples(run.samples_path)
-    networks = Networks(
-        load_teachers(run, table, options.device),
-        run.extract.clips,
-        load_added(run, table, options.device),
-        run.extract.precision,
-    )
     samples = ordered_samples(run, table)
+    networks = load_networks(run, table, options.device)
     return Wanted(run, table, samples, networks, options.views, options.limit)
 
 
@@ -269,7 +264,6 @@ def _extract_here(
         wanted.run,
         wanted.networks,
         cache,
-        writer.layout,
         batch_size=options.batch_size,
         decoders=options.decoders,
     )

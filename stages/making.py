@@ -38,7 +38,6 @@ class ChunkMaker:
         run: Run,
         networks: Networks,
         cache: TeacherCache,
-        layout: Layout,
         *,
         batch_size: int,
         decoders: int,
@@ -50,19 +49,18 @@ class ChunkMaker:
             run: the config.
             networks: all for which something is stored.
             cache: what stands, with room for what is to be made.
-            layout: its own.
             batch_size: clips in one forward pass.
             decoders: processes that decode; 0 decodes in a thread of this one.
             turn: held while the networks compute, where other makers use them too.
         """
-        self._run, self._networks, self._cache, self.layout = run, networks, cache, layout
+        self._run, self._networks, self._cache = run, networks, cache
         self._turn = turn or nullcontext()
         self._decoders = decoders
         self.waited_sec = self.busy_sec = 0.0  # of the networks, for clips and otherwise
         self._batch_size = batch_size
         self._projection = stored_projection(cache)
         self.samples = samples_from_table(cache.samples, cache.place)
-        self._dataset = networks.dataset(run, self.samples, layout.fields)
+        self._dataset = networks.dataset(run, self.samples, cache.fields)
         self._reader = ClipReader(self._dataset, decoders)
 
     def make(
@@ -101,6 +99,11 @@ class ChunkMaker:
             self.busy_sec += asked - ready
 
     @property
+    def layout(self) -> Layout:
+        """The cache's."""
+        return self._cache.layout
+
+    @property
     def decoders_wanted(self) -> int | None:
         """How many would be enough where decoding was the limit; None where it was not."""
         if self.waited_sec <= _NOTED * (self.waited_sec + self.busy_sec):
@@ -111,7 +114,7 @@ class ChunkMaker:
         """The batches of all chunks, decoded ahead over their ends."""
         reads = self._reader.read(batch for work in works for batch in self._requests(work))
         for work in works:
-            chunk = ChunkArrays(self.layout, work, self._networks, self._cache)
+            chunk = ChunkArrays(self._cache, work, self._networks)
             left = len(self.layout.sample_range(work.chunk))
             while left:
                 batch = next(reads)

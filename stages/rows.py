@@ -22,7 +22,7 @@ from pipeline.models import Features, VideoModel, model_entry
 from pipeline.projection import Projection
 from pipeline.samples import Samples
 from stages.stored_clips import as_stored, clip_field
-from stages.teachers import Teachers, features
+from stages.teachers import Teachers, features, load_added, load_teachers
 
 
 def ordered_samples(run: Run, table: Samples) -> Samples:
@@ -114,6 +114,22 @@ class Networks:
         return ClipDataset(
             Path(run.prepare.root), samples, specs, digested=digested, encoders=encoders
         )
+
+
+def load_networks(run: Run, table: Samples, device: torch.device) -> Networks:
+    """All networks for which the config has something stored.
+
+    Args:
+        run: the config.
+        table: its classes are those of the heads.
+        device: where the teachers are put.
+    """
+    return Networks(
+        load_teachers(run, table, device),
+        run.extract.clips,
+        load_added(run, table, device),
+        run.extract.precision,
+    )
 
 
 def stored_projection(cache: TeacherCache) -> Projection:

@@ -52,8 +52,8 @@ def extract(run: Run, out: Path, log: Path, on_event: Callable[[], None] | None 
     """Extract to `out` and let it grow, noting each chunk that is computed in `log`."""
 
     class Noted(ARRAYS):
-        def __init__(self, layout: Any, work: Any, *others: Any) -> None:
-            super().__init__(layout, work, *others)
+        def __init__(self, cache: Any, work: Any, *others: Any) -> None:
+            super().__init__(cache, work, *others)
             self.chunk = work.chunk
 
         def compute(self, *given: Any) -> Any:  # once: a chunk is no more than a batch here

@@ -13,14 +13,13 @@ import pytest
 
 from cache import CacheWriter
 from pipeline.clips import ClipDataset
-from stages import cluster, extract
+from stages import cluster, rows
 from video_making import write_video
 
 # What benchmarks/stand_ins.py replaces.
 PATCHED = [
     (ClipDataset, "__getitems__"),
-    (extract, "load_teachers"),
-    (cluster, "load_teachers"),
+    (rows, "load_teachers"),
     (cluster, "ChunkPlugin"),
     (CacheWriter, "commit"),
 ]

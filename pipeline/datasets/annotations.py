@@ -10,6 +10,10 @@ from pathlib import Path
 from pipeline.datasets.listing import DatasetError
 
 
+class ColumnsError(DatasetError):
+    """A CSV lacks a column; perhaps it is of something else."""
+
+
 def read_csv(
     path: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, list[str]]]:
@@ -20,8 +24,9 @@ def read_csv(
     empty ones.
 
     Raises:
-        DatasetError: the file is empty or no text, the header lacks a required column, or a row has
-            more or fewer cells than the header.
+        ColumnsError: the header lacks a required column.
+        DatasetError: the file is empty or no text, or a row has more or fewer cells than the
+            header.
     """
     if path.stat().st_size == 0:
         raise DatasetError(
@@ -55,7 +60,7 @@ def _columns(
 ) -> list[int | None]:
     lacking = [name for name in required if name not in header]
     if lacking:
-        raise DatasetError(
+        raise ColumnsError(
             f"{path} lacks the column{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}; its "
             f"first line is {','.join(header)[:200]!r}, expected columns are "
             f"{_wanted(required, optional)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -99,7 +100,7 @@ def list_epic100(
         for split, name in SPLITS.items()
         if (folder / name).is_file()
     }
-    rows = [row for of_file in by_file.values() for row in of_file]
+    rows = list(chain.from_iterable(by_file.values()))
     if not media.forms:
         raise nothing_fits("EPIC-KITCHENS-100", root, LOOKED_FOR)
     forms = ", ".join(sorted(media.forms))

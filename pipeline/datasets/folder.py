@@ -6,9 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.annotations import read_csv, seconds
+from pipeline.datasets.annotations import ColumnsError, read_csv, seconds
 from pipeline.datasets.listing import (
     VIDEO_SUFFIXES,
     DatasetError,
@@ -49,7 +50,7 @@ def list_folder(root: Path, annotations: str | None = None) -> Listing:
     files = [root / annotations] if annotations else sorted(root.glob("*.csv"))
     if files:
         by_file = {shown(path, root): list(_of_csv(path, root)) for path in files}
-        unlabelled = [row for of_file in by_file.values() for row in of_file]
+        unlabelled = list(chain.from_iterable(by_file.values()))
         names_of_files = ", ".join(by_file)
         notes = files_without_rows(by_file)
         layout = f"listed by {names_of_files}"
@@ -140,9 +141,7 @@ def _of_csv(path: Path, root: Path) -> Iterator[tuple[Listed, str]]:
 def _cells(path: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         yield from read_csv(path, ["path", "label"], ["start", "stop", "split"])
-    except DatasetError as error:
-        if "lacks the column" not in str(error):
-            raise
+    except ColumnsError as error:
         raise DatasetError(
             f"{error}. If it does not list the videos, name the one that does as "
             "prepare.annotations, or move all CSVs elsewhere for the folders to be read"

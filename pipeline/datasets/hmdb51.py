@@ -7,6 +7,7 @@ files have a line `<video>.avi <code>` per video: 1 is training, 2 is test, 0 is
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from pipeline.datasets.annotations import read_pairs
@@ -68,15 +69,14 @@ def list_hmdb51(root: Path, official_split: int, annotations: Path | None = None
         raise nothing_fits("HMDB51", annotations or root, wanted)
     classes = sorted(files)
     base, videos = _videos(root, classes)
-    rows, unused = [], 0
-    for label, name in enumerate(classes):
-        for row in _of_class(files[name], label, name, base, videos.get(name, {})):
-            if row is None:
-                unused += 1
-            else:
-                rows.append(row)
-    empty = [name for name in classes if not files[name].read_bytes().strip()]
-    notes = files_without_rows({files[name].name: [] for name in empty})
+    by_file = {
+        files[name].name: list(_of_class(files[name], label, name, base, videos.get(name, {})))
+        for label, name in enumerate(classes)
+    }
+    listed = list(chain.from_iterable(by_file.values()))
+    rows = [row for row in listed if row is not None]
+    unused = len(listed) - len(rows)
+    notes = files_without_rows(by_file)
     notes += [f"videos that official split {official_split} leaves out: {unused:,}"]
     if len(classes) != CLASSES:
         notes.append(f"classes with a split file: {len(classes)}, though HMDB51 has {CLASSES}")

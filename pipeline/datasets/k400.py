@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 from pipeline.datasets.annotations import class_index, read_csv, read_pairs, seconds
@@ -107,7 +108,7 @@ def list_k400(root: Path, annotations: Path | None = None) -> Listing:
     there = ", ".join(videos[split].layout for split in SPLITS if videos[split].layout)
     if not there:
         raise nothing_fits("Kinetics-400", root, LOOKED_FOR)
-    rows = [row for of_file in by_file.values() for row in of_file]
+    rows = list(chain.from_iterable(by_file.values()))
     paths = set(replacements.by_name.values())
     replaced = sum(row.sample.path in paths for row in rows)
     lost = sorted({row.sample.split for row in rows if not videos[row.sample.split].layout})
