@@ -11,12 +11,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from pipeline.config_prepare import Prepare
-from pipeline.config_section import STRICT, Name, Positive, Seed
+from pipeline.config_section import STRICT, Above0, Name, NonNegative, Positive, Seed, Share
+from pipeline.config_training import StudentRecipe, TeacherRecipe, Weighting, Weights
 from pipeline.model_names import is_model_name, nearest_names
-
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Above0 = Annotated[float, Field(gt=0)]
 
 
 def _known(model: str) -> str:
@@ -48,35 +45,6 @@ Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 
 class _Section(BaseModel):
     model_config = STRICT
-
-
-class Recipe(_Section):
-    """How a network is trained: AdamW, warm-up and decay along half a cosine each.
-
-    Precision `bf16` runs the forward pass under bfloat16 autocast, `auto` does where a GPU computes
-    in it.
-    """
-
-    epochs: Positive
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Above0
-    weight_decay: NonNegative
-    warmup_share: Annotated[float, Field(gt=0, lt=1)]
-    clip_norm: Above0
-    label_smoothing: Share
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-
-
-class TeacherRecipe(Recipe):
-    """How a teacher is trained; docs/teaching.md tells what each is good for."""
-
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, per block below the head
-    decay_positions: bool = True  # weight decay on positional parameters of two dimensions or more
-    mixup: NonNegative = 0.0  # α of Beta(α, α); 0 is off
-    cutmix: NonNegative = 0.0
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # null keeps no average
-    keep: Literal["last", "best"] = "last"  # which epoch's weights become the teacher's
 
 
 class Teacher(_Section):
@@ -211,24 +179,19 @@ class Extract(_Section):
         return added
 
 
-class Weights(_Section):
-    """λ of each term; a term at 0 is not computed."""
-
-    kd: NonNegative
-    sdd: NonNegative
-    rkd: NonNegative
-
-
 class Distill(_Section):
-    """Stage two: the student, its recipe, the method's weights, and how much of the cache."""
+    """Stage two: the student, its recipe, the method, and how much of the cache."""
 
     student: ModelName
     seed: Seed
-    train: Recipe
+    train: StudentRecipe
     weights: Weights
+    weighting: Weighting = "datw"
     temperature: Above0
-    teachers: Pair = ("vit", "cnn")  # whose logits take the two parts in DATW; the first's features
+    dkd_beta: NonNegative = 8.0  # of DKD's part over the other classes, beside 1 of the label's
+    teachers: Pair = ("vit", "cnn")  # the pair that is weighed, ViT's place first
     splits: Annotated[list[str], Field(min_length=1)] = ["train"]
+    validation: str | None = None  # the split that is scored after each epoch
     views: Positive | None = None  # the first so many; all that `extract` was asked for by default
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the samples, in the cache's order
 

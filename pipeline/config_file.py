@@ -6,6 +6,7 @@ Every mistake is reported at once, each with its field, what it got and what it 
 from __future__ import annotations
 
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.config import Run
 from pipeline.config_prepare import KNOWN_SPLITS
+
+# The sections that score a split after each epoch, and where in them the recipes are.
+_VALIDATED = {"teach": (("vit", "train"), ("cnn", "train")), "distill": (("train",),)}
 
 
 class ConfigError(ValueError):
@@ -54,6 +58,7 @@ def load_config(path: Path) -> Run:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
     mistakes = _unknown_splits(content) + _unknown_teachers(content) + _unfit_teaching(content)
+    mistakes += _unfit_validation(content)
     try:
         run = Run.model_validate({**content, "name": path.stem})
     except ValidationError as error:
@@ -64,6 +69,16 @@ def load_config(path: Path) -> Run:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
         raise ConfigError("\n".join([f"{count} in {path}:", *mistakes]))
     return run
+
+
+def dump_config(run: Run) -> str:
+    """A run as YAML, every default written out; `load_config` reads it back."""
+    stream = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None  # lists and small mappings in a line
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(run.model_dump(mode="json", exclude={"name"}), stream)
+    return stream.getvalue()
 
 
 def _unknown_splits(content: dict[str, Any]) -> list[str]:
@@ -90,7 +105,7 @@ def _unknown_splits(content: dict[str, Any]) -> list[str]:
 def splits_asked(content: dict[str, Any]) -> list[tuple[str, str]]:
     """The splits that a config's mapping names, each with the field that names it."""
     asked = [("evaluate.split", _raw(content, "evaluate", "split"))]
-    asked += [("teach.validation", _raw(content, "teach", "validation"))]
+    asked += [(f"{name}.validation", _raw(content, name, "validation")) for name in _VALIDATED]
     for section in ("extract", "distill", "teach"):
         asked += [(f"{section}.splits", name) for name in _listed(content, section, "splits")]
     return [(field, split) for field, split in asked if isinstance(split, str)]
@@ -112,7 +127,7 @@ def _unfit_teaching(content: dict[str, Any]) -> list[str]:
     """Fields of `teach` that do not go together, or not with the source of the dataset."""
     mistakes = []
     pool, splits = _raw(content, "teach", "pool"), _raw(content, "teach", "splits")
-    source, validation = _raw(content, "prepare", "source"), _raw(content, "teach", "validation")
+    source = _raw(content, "prepare", "source")
     if pool is not None and splits is not None:
         mistakes.append(f"  teach.pool: got {pool!r} beside teach.splits, expected one of the two")
     elif pool is not None and isinstance(source, str) and source != "figures":
@@ -120,18 +135,29 @@ def _unfit_teaching(content: dict[str, Any]) -> list[str]:
             f"  teach.pool: got {pool!r}, expected nothing: only the source 'figures' renders "
             "videos; teach.splits names splits to train on"
         )
-    if validation is not None and validation in _listed(content, "teach", "splits"):
-        mistakes.append(
-            f"  teach.validation: got {validation!r}, expected a split that is not in teach.splits"
-        )
-    for role in ("vit", "cnn"):
-        recipe = _raw(content["teach"], role, "train") if _raw(content, "teach", role) else None
-        keep = recipe.get("keep") if isinstance(recipe, dict) else None
-        if keep == "best" and validation is None:
+    return mistakes
+
+
+def _unfit_validation(content: dict[str, Any]) -> list[str]:
+    """Splits that are trained on and scored; the best epoch where nothing tells which it is."""
+    mistakes = []
+    for section, recipes in _VALIDATED.items():
+        validation = _raw(content, section, "validation")
+        if validation is not None and validation in _listed(content, section, "splits"):
             mistakes.append(
-                f"  teach.{role}.train.keep: got 'best', expected 'last', or a split in "
-                "teach.validation to tell the best epoch by"
+                f"  {section}.validation: got {validation!r}, expected a split that is not in "
+                f"{section}.splits"
             )
+        for place in recipes:
+            recipe: Any = content.get(section)
+            for name in place:
+                recipe = recipe.get(name) if isinstance(recipe, dict) else None
+            keep = recipe.get("keep") if isinstance(recipe, dict) else None
+            if keep == "best" and validation is None:
+                mistakes.append(
+                    f"  {'.'.join([section, *place, 'keep'])}: got 'best', expected 'last', or a "
+                    f"split in {section}.validation to tell the best epoch by"
+                )
     return mistakes
 
 

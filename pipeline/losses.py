@@ -33,8 +33,8 @@ def confidence(*, logits: Tensor) -> Tensor:
     Raises:
         ValueError: The logits are not (B, K) with K of at least 2.
     """
-    _check_logits(logits=logits)
-    log_probs = F.log_softmax(_full(logits), dim=1)
+    check_logits(logits=logits)
+    log_probs = F.log_softmax(full(logits), dim=1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=1)
     return (1 - entropy / math.log(logits.shape[1])).clamp(0, 1)
 
@@ -54,8 +54,8 @@ def discrepancy(*, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes differ, or are not (B, K) with K of at least 2.
     """
-    _check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    student, teacher = _unit_peak(_full(student_logits)), _unit_peak(_full(teacher_logits))
+    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
+    student, teacher = _unit_peak(full(student_logits)), _unit_peak(full(teacher_logits))
     return (1 - F.cosine_similarity(student, teacher, dim=1)).clamp(0, 2)
 
 
@@ -78,7 +78,7 @@ def teacher_weights(*, student_logits: Tensor, vit_logits: Tensor, cnn_logits: T
     Raises:
         ValueError: The shapes differ, or are not (B, K) with K of at least 2.
     """
-    _check_logits(student_logits=student_logits, vit_logits=vit_logits, cnn_logits=cnn_logits)
+    check_logits(student_logits=student_logits, vit_logits=vit_logits, cnn_logits=cnn_logits)
     efficacies = [
         confidence(logits=teacher_logits)
         * discrepancy(student_logits=student_logits, teacher_logits=teacher_logits)
@@ -102,15 +102,15 @@ def blend_targets(*, weights: Tensor, vit_logits: Tensor, cnn_logits: Tensor) ->
     Raises:
         ValueError: The logits' shapes differ, or the weights are not (B, 2).
     """
-    _check_logits(vit_logits=vit_logits, cnn_logits=cnn_logits)
+    check_logits(vit_logits=vit_logits, cnn_logits=cnn_logits)
     expected = (vit_logits.shape[0], 2)
     if tuple(weights.shape) != expected:
         raise ValueError(
             f"weights {tuple(weights.shape)} must be {expected}, one column each for ViT and CNN, "
             f"to go with vit_logits {tuple(vit_logits.shape)}"
         )
-    weights = _full(weights)
-    return weights[:, :1] * _full(vit_logits) + weights[:, 1:] * _full(cnn_logits)
+    weights = full(weights)
+    return weights[:, :1] * full(vit_logits) + weights[:, 1:] * full(cnn_logits)
 
 
 def kd_loss(*, student_logits: Tensor, target_logits: Tensor, temperature: float) -> Tensor:
@@ -129,11 +129,11 @@ def kd_loss(*, student_logits: Tensor, target_logits: Tensor, temperature: float
     Raises:
         ValueError: The shapes differ, are not (B, K) with K of at least 2, or τ is not positive.
     """
-    _check_logits(student_logits=student_logits, target_logits=target_logits)
+    check_logits(student_logits=student_logits, target_logits=target_logits)
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature {temperature} must be a positive number, for example 1.0")
-    student_log_probs = F.log_softmax(_full(student_logits) / temperature, dim=1)
-    target_log_probs = F.log_softmax(_full(target_logits.detach()) / temperature, dim=1)
+    student_log_probs = F.log_softmax(full(student_logits) / temperature, dim=1)
+    target_log_probs = F.log_softmax(full(target_logits.detach()) / temperature, dim=1)
     pointwise = target_log_probs.exp() * (target_log_probs - student_log_probs)
     return temperature**2 * pointwise.sum(dim=1)
 
@@ -159,7 +159,7 @@ def residual_loss(*, predicted: Tensor, target: Tensor) -> Tensor:
             f"predicted {tuple(predicted.shape)} and target {tuple(target.shape)} must have one "
             "shape (batch, ...): give the branch the channels and grid of the cached residual"
         )
-    squared_error = (_full(predicted) - _full(target.detach())).square()
+    squared_error = (full(predicted) - full(target.detach())).square()
     return squared_error.flatten(start_dim=1).mean(dim=1)
 
 
@@ -185,8 +185,8 @@ def rkd_distance_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     batch = student.shape[0]
     if batch < 3:
         return _zero_with_graph(student)
-    _, student_distance = _directions_and_distances(_full(student))
-    _, teacher_distance = _directions_and_distances(_full(teacher.detach()))
+    _, student_distance = _directions_and_distances(full(student))
+    _, teacher_distance = _directions_and_distances(full(teacher.detach()))
     student_distance, teacher_distance = _by_mean(student_distance), _by_mean(teacher_distance)
     total = F.smooth_l1_loss(student_distance, teacher_distance, reduction="sum")
     return total / (batch * (batch - 1))
@@ -214,8 +214,8 @@ def rkd_angle_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     batch = student.shape[0]
     if batch < 3:
         return _zero_with_graph(student)
-    student_cosine = _cosines_of_angles(_full(student))
-    teacher_cosine = _cosines_of_angles(_full(teacher.detach()))
+    student_cosine = _cosines_of_angles(full(student))
+    teacher_cosine = _cosines_of_angles(full(teacher.detach()))
     huber = F.smooth_l1_loss(student_cosine, teacher_cosine, reduction="none")  # (B, B, B) j, i, k
     # i = j and k = j are 0 on both sides. i = k is no angle: it would cost a pair of equal rows.
     distinct = ~torch.eye(batch, dtype=torch.bool, device=student.device)
@@ -253,7 +253,7 @@ def _by_mean(distance: Tensor) -> Tensor:
 
 def _zero_with_graph(features: Tensor) -> Tensor:
     """A 0 that still leads back to the features, so that `backward` works on it alone."""
-    return _full(features).sum() * 0.0
+    return full(features).sum() * 0.0
 
 
 def _unit_peak(logits: Tensor) -> Tensor:
@@ -262,12 +262,12 @@ def _unit_peak(logits: Tensor) -> Tensor:
     return logits / torch.where(peak > 0, peak, 1.0)
 
 
-def _full(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     """Half precision as float32; float32 and float64 as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _check_logits(**logits: Tensor) -> None:
+def check_logits(**logits: Tensor) -> None:
     """Refuse logits that are not all of one shape (B, K), K of at least 2."""
     shapes = [tuple(tensor.shape) for tensor in logits.values()]
     got = ", ".join(f"{name} {shape}" for name, shape in zip(logits, shapes, strict=True))

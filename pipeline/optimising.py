@@ -14,80 +14,82 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from pipeline.config import Recipe
+from pipeline.config_training import Recipe
+from pipeline.learner import Learner
 from pipeline.models import VideoModel
 from pipeline.objective import TrainingError
+from pipeline.totals import Totals
 
 _CONTAINERS = ("blocks", "features", "layers")  # where the libraries keep a network's blocks
 
 
 @dataclass
 class Training:
-    """A training between two epochs: all that the next step depends on, but for the batches.
+    """A training between two steps: all that the next one depends on, but for the batches.
 
     Attributes:
-        model: the network.
-        branch: the structure discrepancy branch, or None.
+        learner: the network, and the parts beside it.
         optimiser: AdamW.
         schedule: of the learning rate, one step each.
         average: the exponential moving average of the network, or None.
         epochs_done: the next epoch's number.
+        steps_done: the number of its next batch.
+        totals: what that epoch did so far.
     """
 
-    model: VideoModel
-    branch: nn.Module | None
+    learner: Learner
     optimiser: torch.optim.Optimizer
     schedule: LRScheduler
-    average: ModelEmaV3 | None = None
+    average: ModelEmaV3 | None
+    totals: Totals
     epochs_done: int = 0
+    steps_done: int = 0
 
     @property
     def result(self) -> VideoModel:
         """The network to be scored and saved: the average where there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.learner.model if self.average is None else self.average.module
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Stand before an epoch."""
+        self.epochs_done, self.steps_done = epoch, 0
+        self.totals = Totals(self.totals.classes)
 
 
 def start_training(
-    model: VideoModel,
-    branch: nn.Module | None,
+    learner: Learner,
     recipe: Recipe,
     steps_per_epoch: int,
     *,
     layer_decay: float = 1.0,
     decay_positions: bool = True,
-    ema_decay: float | None = None,
 ) -> Training:
     """A training before its first step.
 
     Args:
-        model: the network, on its device.
-        branch: the structure discrepancy branch, or None.
-        recipe: epochs, learning rate, …
+        learner: on its device.
+        recipe: epochs, learning rate, … With `ema_decay`, after each step average ← ema_decay ·
+            average + (1 - ema_decay) · weights, of the running statistics of the norms too
+            (timm's `ModelEmaV3`).
         steps_per_epoch: for the schedule.
         layer_decay: see `make_optimiser`.
         decay_positions: see `make_optimiser`.
-        ema_decay: after each step average ← ema_decay · average + (1 - ema_decay) · weights, of
-            the running statistics of the norms too (timm's `ModelEmaV3`); None keeps no average.
 
     Raises:
         TrainingError: a layer decay for a network without a list of blocks.
     """
-    model.to(memory_format=torch.channels_last_3d)
+    model = learner.model.to(memory_format=torch.channels_last_3d)
     optimiser = make_optimiser(
-        model, branch, recipe, layer_decay=layer_decay, decay_positions=decay_positions
+        learner, recipe, layer_decay=layer_decay, decay_positions=decay_positions
     )
-    return Training(
-        model=model,
-        branch=branch,
-        optimiser=optimiser,
-        schedule=make_schedule(optimiser, recipe, steps_per_epoch),
-        average=None if ema_decay is None else ModelEmaV3(model, decay=ema_decay),
-    )
+    average = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
+    schedule = make_schedule(optimiser, recipe, steps_per_epoch)
+    classes = next(iter(model.heads.values()))
+    return Training(learner, optimiser, schedule, average, Totals(classes))
 
 
 def make_optimiser(
-    model: VideoModel,
-    branch: nn.Module | None,
+    learner: Learner,
     recipe: Recipe,
     *,
     layer_decay: float = 1.0,
@@ -96,8 +98,7 @@ def make_optimiser(
     """AdamW without weight decay on biases and norms (timm's grouping).
 
     Args:
-        model: the network.
-        branch: trained beside it, at the full rate.
+        learner: its parts learn at the full rate.
         recipe: learning rate and weight decay.
         layer_decay: a parameter d blocks below the head learns at layer_decay^d of the rate, as in
             BEiT (arXiv 2106.08254); see `layer_depths`.
@@ -107,14 +108,14 @@ def make_optimiser(
     Raises:
         TrainingError: a layer decay for a network without a list of blocks.
     """
-    modules = nn.ModuleList([model] if branch is None else [model, branch])
+    model = learner.model
     if layer_decay == 1.0 and decay_positions:
-        groups = param_groups_weight_decay(modules, recipe.weight_decay)
+        groups = param_groups_weight_decay(learner, recipe.weight_decay)
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
     depths = layer_depths(model) if layer_decay != 1.0 else {}
     top = max(depths.values(), default=0)
     members: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
-    for module in modules:
+    for module in (model, learner.parts):
         for name, parameter in module.named_parameters():
             exempt = parameter.ndim <= 1 or name.endswith(".bias")
             exempt |= not decay_positions and is_positional(name)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import Precision, Recipe
-from pipeline.mixing import mix_clips
-from pipeline.models import Features, VideoModel
-from pipeline.objective import NO_LABEL, Batch, Method, TrainingError, loss_terms, total_loss
-from pipeline.optimising import Training, start_training, uses_bf16
+from pipeline.config import Precision
+from pipeline.config_training import Recipe
+from pipeline.learner import Learner
+from pipeline.models import VideoModel
+from pipeline.objective import Batch, Method, TrainingError, loss_terms, total_loss
+from pipeline.optimising import Training, uses_bf16
+from pipeline.ranks import ALONE, Ranks
+from pipeline.totals import Outcome, Totals
 from pipeline.views import normalise
 
 
@@ -29,117 +36,194 @@ class EpochLog:
     vit_weight_by_class: list[float] = field(default_factory=list)  # NaN: class not seen
 
 
+# From an epoch and the number of its first batch: the batches from there on, on the device.
+Batches = Callable[[int, int], Iterable[Batch]]
+
+
 def train_step(
-    model: VideoModel,
-    branch: nn.Module | None,
+    learner: nn.Module,
     batch: Batch,
     method: Method,
     optimiser: torch.optim.Optimizer,
     clip_norm: float,
     *,
     bf16: bool = False,
-) -> tuple[dict[str, Tensor], Features, Tensor | None]:
-    """One step: forward, loss, backward, clipped update.
+    accumulate: int = 1,
+) -> list[Outcome]:
+    """One update: forward, loss and backward of each piece of the batch, a clipped step.
 
-    With `bf16` the network runs under autocast; losses, gradients and weights are float32.
+    The gradient is that of the whole batch, of all ranks together: the loss of a piece counts by
+    its clips. RKD, and the norms' statistics, are of the piece. With `bf16` the network runs under
+    autocast; losses, gradients and weights are float32.
+
+    Args:
+        learner: a `Learner`, perhaps wrapped for several ranks.
+        batch: this rank's.
+        method: the loss.
+        optimiser: of the learner's parameters.
+        clip_norm: of the gradient, at most.
+        bf16: see above.
+        accumulate: pieces.
 
     Raises:
         TrainingError: the loss or its gradient is not finite; the samples of the batch are named.
     """
-    clips = normalise(batch.clips, model.clip)  # (B, 3, T, H, W)
-    if batch.mix is not None:
-        clips = mix_clips(clips, batch.mix)
-    with torch.autocast(clips.device.type, torch.bfloat16, enabled=bf16):
-        answer = model.features(clips.contiguous(memory_format=torch.channels_last_3d))
-    if bf16:
-        answer = answer.float32()
-    terms, weights = loss_terms(answer, branch, batch, method)
-    loss = total_loss(terms, method.weights)
-    _check_finite("loss", loss, terms, batch)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(_parameters(model, branch), clip_norm)
-    _check_finite("gradient", norm, terms, batch)  # before it spoils the weights
+    outcomes: list[Outcome] = []
+    pieces = batch.pieces(accumulate)
+    for piece in pieces:
+        with _alone(learner) if piece is not pieces[-1] else nullcontext():
+            outcomes.append(_pass(learner, piece, method, bf16))
+    norm = nn.utils.clip_grad_norm_(learner.parameters(), clip_norm)
+    losses = torch.stack([outcome.terms["loss"] for outcome in outcomes])
+    if not torch.isfinite(norm + losses.sum()):  # before it spoils the weights
+        what = "gradient" if torch.isfinite(losses).all() else "loss"
+        raise TrainingError(f"the {what} is not finite {_described(outcomes, batch)}")
     optimiser.step()
-    return {"loss": loss, **terms}, answer, weights
+    return outcomes
 
 
-def _check_finite(what: str, value: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
-    if not torch.isfinite(value):
-        values = ", ".join(f"{name} {float(term.detach()):g}" for name, term in terms.items())
-        raise TrainingError(
-            f"the {what} is not finite ({values}) on the samples {', '.join(batch.names)}"
-        )
+def _pass(learner: nn.Module, piece: Batch, method: Method, bf16: bool) -> Outcome:
+    """Forward and backward."""
+    rows, pooled = piece.teachers, None
+    if rows is not None and rows.vit_pooled is not None and rows.cnn_pooled is not None:
+        pooled = rows.vit_pooled, rows.cnn_pooled
+    answer = learner(piece.clips, piece.mix, pooled, bf16=bf16)
+    terms, weights = loss_terms(answer, piece, method)
+    loss = total_loss(terms, method.weights)
+    (loss if piece.share == 1 else loss * piece.share).backward()  # type: ignore[no-untyped-call]
+    detached = {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
+    return Outcome(piece, detached, answer, weights)
+
+
+def _alone(learner: nn.Module) -> AbstractContextManager[Any]:
+    """Leaves the gradient in this rank: the last piece's pass sends the sum."""
+    return learner.no_sync() if isinstance(learner, DistributedDataParallel) else nullcontext()
+
+
+def _described(outcomes: list[Outcome], batch: Batch) -> str:
+    """The terms of the pieces, and the samples."""
+    terms = [", ".join(f"{name} {term:g}" for name, term in one.terms.items()) for one in outcomes]
+    return f"({'; '.join(terms)}) on the samples {', '.join(batch.names)}"
 
 
 def train(
+    training: Training,
     *,
-    model: VideoModel,
-    branch: nn.Module | None,
     recipe: Recipe,
     method: Method,
-    batches: Callable[[int], Iterable[Batch]],
-    steps_per_epoch: int,
+    batches: Batches,
     on_step: Callable[[], object] = lambda: None,
-    training: Training | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[EpochLog]:
-    """Train in place; yields a log after each epoch.
+    """Train from where a training stands; yields a log after each epoch.
 
     Args:
-        model: the network, on its device.
-        branch: the structure discrepancy branch, or None.
-        recipe: epochs, learning rate, …
+        training: see `start_training`. What it has done is not done again; after each step, and at
+            each yield, it stands where a checkpoint may be written.
+        recipe: epochs, …
         method: the loss.
-        batches: epoch → its batches, on the model's device.
-        steps_per_epoch: for the schedule; an epoch may hold fewer batches, never more.
-        on_step: called after each step, for a progress bar.
-        training: of this model and branch, as it stands: the epochs that it has done are not done
-            again. None starts one, with the optimiser's defaults.
+        batches: of an epoch, from one on; see `Batches`. It may hold fewer than were announced to
+            `start_training`, never more.
+        on_step: called after each step.
+        ranks: those that train together.
 
     Raises:
         TrainingError: the loss or its gradient is not finite, a term needs cached rows that are
             not there, or an epoch holds more batches than announced.
     """
-    if training is None:
-        training = start_training(model, branch, recipe, steps_per_epoch)
-    bf16 = uses_bf16(recipe.precision, next(model.parameters()).device)
+    learner = training.learner
+    device = next(learner.parameters()).device
+    wrapped = _wrapped(learner, recipe, device, ranks)
+    bf16 = uses_bf16(recipe.precision, device)
     for epoch in range(training.epochs_done, recipe.epochs):
-        model.train()
-        started, seen = time.perf_counter(), 0
-        sums: dict[str, float] = defaultdict(float)
-        labelled: Counter[str] = Counter()
-        led = _ClassMeans(max(model.heads.values()))
-        for batch in batches(epoch):
-            terms, answer, weights = train_step(
-                model, branch, batch, method, training.optimiser, recipe.clip_norm, bf16=bf16
+        learner.train()
+        totals = training.totals
+        for batch in _timed(batches(epoch, training.steps_done), totals):
+            outcomes = train_step(
+                wrapped,
+                batch,
+                method,
+                training.optimiser,
+                recipe.clip_norm,
+                bf16=bf16,
+                accumulate=recipe.accumulate,
             )
             training.schedule.step()
             if training.average is not None:
-                training.average.update(model)
-            size = len(batch.names)
-            seen += size
-            for name, term in terms.items():
-                sums[name] += float(term.detach()) * size
-            all_right = torch.ones(size, dtype=torch.bool, device=batch.clips.device)
-            for head, labels in batch.labels.items():
-                main = labels if batch.mix is None else batch.mix.main(labels)
-                right = answer.logits[head].argmax(1) == main
-                all_right &= right
-                sums[f"accuracy/{head}"] += float(right.sum())
-                labelled[f"accuracy/{head}"] += int((main != NO_LABEL).sum())
-            if len(batch.labels) > 1:  # of all heads together, over the samples that are seen
-                sums["accuracy/action"] += float(all_right.sum())
-            if weights is not None:
-                led.add(next(iter(batch.labels.values())), weights[:, 0])
-                sums["vit_weight"] += float(weights[:, 0].sum())
-                sums["vit_leads"] += float((weights[:, 0] > 0.5).sum())
+                training.average.update(learner.model)
+            for outcome in outcomes:
+                totals.add(outcome)
+            training.steps_done = batch.number + 1
             on_step()
-        counts = {name: labelled.get(name, seen) for name in sums}
-        record = {name: value / max(counts[name], 1) for name, value in sums.items()}
+        if recipe.precise_bn:
+            set_precise_statistics(training.result, batches(epoch, 0), recipe.precise_bn, bf16=bf16)
+        record = totals.means(ranks)
         record["learning_rate"] = float(max(training.schedule.get_last_lr()))
-        record["clips_per_sec"] = seen / (time.perf_counter() - started)
-        training.epochs_done = epoch + 1
-        yield EpochLog(epoch=epoch, record=record, vit_weight_by_class=led.means())
+        clips = float(ranks.total(totals.counts["loss"].clone())) if totals.counts else 0.0
+        record["clips_per_sec"] = clips / max(totals.seconds, 1e-9)
+        record["waited"] = totals.waited / max(totals.seconds, 1e-9)
+        by_class = totals.vit_weight_by_class(ranks)
+        training.begin_epoch(epoch + 1)
+        yield EpochLog(epoch=epoch, record=record, vit_weight_by_class=by_class)
+
+
+def _wrapped(learner: Learner, recipe: Recipe, device: torch.device, ranks: Ranks) -> nn.Module:
+    """The learner as it is called: compiled and for several ranks, if that is asked for."""
+    if recipe.compile:
+        learner.compile()
+    if ranks.world == 1:
+        return learner
+    return DistributedDataParallel(learner, [device] if device.type == "cuda" else None)
+
+
+def _timed(batches: Iterable[Batch], totals: Totals) -> Iterator[Batch]:
+    """Pass batches on; count the time until each is there, and that of all."""
+    asked = time.perf_counter()
+    for batch in batches:
+        ready = time.perf_counter()
+        totals.waited += ready - asked
+        yield batch
+        totals.seconds += time.perf_counter() - asked
+        asked = time.perf_counter()
+
+
+@torch.no_grad()
+def set_precise_statistics(
+    model: VideoModel, batches: Iterable[Batch], count: int, *, bf16: bool = False
+) -> None:
+    """Give batch norms the statistics of so many batches under the weights as they are.
+
+    "Rethinking 'Batch' in BatchNorm", Wu and Johnson, arXiv 2105.07576, section 3; by fvcore. A
+    network without batch norms stays as it is, and so do torch's random states.
+
+    Args:
+        model: changed in place; in training mode afterwards.
+        batches: at least one.
+        count: at most so many of them.
+        bf16: whether the network runs under autocast.
+    """
+    model.train()
+    if not get_bn_modules(model):
+        return
+    some = list(islice(batches, count))
+    device = some[0].clips.device
+
+    class Net(nn.Module):
+        """From a batch to logits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch: Batch) -> Tensor:
+            clips = normalise(batch.clips, model.clip)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                logits: Tensor = model(clips.contiguous(memory_format=torch.channels_last_3d))
+            return logits
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        update_bn_stats(Net().train(), some, len(some))
 
 
 def epoch_batches(*, rows: int, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -164,26 +248,3 @@ def predict(model: VideoModel, clips: Tensor, precision: Precision = "fp32") -> 
     with torch.autocast(clips.device.type, torch.bfloat16, enabled=bf16):
         logits = model(normalise(clips, model.clip))
     return model.split_heads(logits.float())
-
-
-class _ClassMeans:
-    """Mean of a number per class."""
-
-    def __init__(self, classes: int) -> None:
-        self._sums = torch.zeros(classes, dtype=torch.float64)
-        self._counts = torch.zeros(classes, dtype=torch.float64)
-
-    def add(self, labels: Tensor, values: Tensor) -> None:
-        has_label = labels != NO_LABEL
-        labels, values = labels[has_label], values[has_label]
-        self._sums.index_add_(0, labels.cpu(), values.detach().cpu().double())
-        self._counts.index_add_(0, labels.cpu(), torch.ones(len(labels), dtype=torch.float64))
-
-    def means(self) -> list[float]:
-        if not self._counts.any():
-            return []
-        return [float(mean) for mean in self._sums / self._counts]
-
-
-def _parameters(model: nn.Module, branch: nn.Module | None) -> list[nn.Parameter]:
-    return [*model.parameters(), *(branch.parameters() if branch is not None else ())]

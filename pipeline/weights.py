@@ -19,6 +19,7 @@ from pipeline.checkpoints import (
     shown,
     strip_prefixes,
 )
+from pipeline.files import write_whole
 from pipeline.models import VideoModel, create_model, model_entry
 from pipeline.published import published_weights
 
@@ -54,14 +55,8 @@ def save_weights(model: VideoModel, path: Path, facts: Mapping[str, object]) -> 
     metadata = {"model": model.name, "heads": json.dumps(model.heads), "facts": json.dumps(facts)}
     tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
     content = _order_header(to_bytes(tensors, metadata))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        # Not safetensors' own `save_file`: its files are readable for their owner only.
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Not safetensors' own `save_file`: its files are readable for their owner only.
+    write_whole(path, content)
 
 
 def read_facts(path: Path) -> dict[str, str]:

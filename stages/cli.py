@@ -114,13 +114,30 @@ def teach(
 
 @app.command()
 def distill(
-    dataset: Dataset, cache: CachePath = None, decoders: Decoders = 0, device: Device = "auto"
+    dataset: Dataset,
+    cache: CachePath = None,
+    decoders: Decoders = 0,
+    device: Device = "auto",
+    checkpoint_steps: Annotated[
+        int, typer.Option(min=1, help="Steps from one checkpoint to the next.")
+    ] = 200,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Drop what an interrupted run has left.")
+    ] = False,
 ) -> None:
-    """Train the student from the cache, and the same student from labels alone."""
+    """Train the student from the cache, and the same student from labels alone.
+
+    An interrupted run goes on where it was. On several GPUs:
+    torchrun --nproc-per-node N --no-python dualkd distill --dataset NAME
+    """
+    from stages.distill import Options
     from stages.distill import distill as stage
 
     run = _load(dataset)
-    stage(run, cache_path=cache or run.cache_path, device=_device(device), decoders=decoders)
+    options = Options(
+        cache or run.cache_path, _device(device), decoders, checkpoint_steps, anew=anew
+    )
+    stage(run, options)
 
 
 @app.command()

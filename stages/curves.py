@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.config import Weights
+from pipeline.config_training import Weights
 from stages.charts import Cell, Line, grid_chart, line_chart
 from stages.wording import figure, percent, short_percent
 

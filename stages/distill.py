@@ -6,13 +6,11 @@ differs. So the difference between them is what distillation gives.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, managers
 from pathlib import Path
 from queue import Empty, Queue
@@ -21,19 +19,23 @@ import pyarrow as pa
 import torch
 
 from cache import CacheError, TeacherCache, open_cache
-from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config import Run
-from pipeline.models import VideoModel, create_model
-from pipeline.objective import LABELS_ONLY, Method
+from pipeline.config_training import Weights
+from pipeline.files import write_whole
+from pipeline.models import VideoModel
+from pipeline.objective import LABELS_ONLY
 from pipeline.processes import exit_with_parent
+from pipeline.ranks import ALONE, Ranks, joined, launched
+from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, samples_from_table
-from pipeline.training import EpochLog, steps_in_epoch, train
-from pipeline.weights import load_weights, save_weights, weights_digest
-from stages.feed import Feed, used_part
+from pipeline.training import steps_in_epoch
+from pipeline.weights import load_weights, weights_digest
+from stages.feed import used_part
 from stages.files import write_csv, write_json, write_text
-from stages.progress import console, meters
+from stages.progress import console, meter, meters
 from stages.recorded import compare_samples, in_lines, tell_other_versions
 from stages.stored_clips import clip_field, stored_format, why_not
+from stages.student_training import Job, forget_checkpoint, train_student
 from stages.teachers import (
     added_identities,
     check_added,
@@ -41,65 +43,115 @@ from stages.teachers import (
     load_added,
     load_teachers,
 )
+from stages.watching import json_lines
 
 VARIANTS = ("baseline", "student")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One student to train; travels to the process that does it."""
+class Options:
+    """What does not decide how a student turns out.
 
-    run: Run
-    variant: str
-    cache: TeacherCache
-    out: Path
-    device: str
-    threads: int
+    Attributes:
+        cache: its folder or URL.
+        device: what the students compute on.
+        decoders: processes that decode, of each, if videos are decoded.
+        checkpoint_steps: steps from one checkpoint to the next.
+        anew: whether what an interrupted run has left is dropped.
+    """
+
+    cache: str | Path
+    device: torch.device
     decoders: int
+    checkpoint_steps: int = 200
+    anew: bool = False
 
 
-def distill(run: Run, *, cache_path: str | Path, device: torch.device, decoders: int) -> None:
-    """Train baseline and student side by side and write weights and logs.
+def distill(run: Run, options: Options) -> None:
+    """Train baseline and student, side by side or by all ranks, and write weights and logs.
 
     Raises:
         cache.CacheError: the cache is another one than the config describes, or not complete.
+        pipeline.resuming.CheckpointError: an interrupted run trained something else.
     """
-    cache = open_cache(cache_path, blocks=True)
+    with ExitStack() as stack:
+        ranks, device = ALONE, options.device
+        if launched():
+            ranks, device = stack.enter_context(joined(options.device))
+            console.quiet = not ranks.first
+        jobs = _jobs(run, replace(options, device=device), ranks)
+        if options.anew and ranks.first:
+            for job in jobs:
+                forget_checkpoint(job.folder)
+        ranks.wait()
+        pasts = _run_in_turn(jobs, ranks) if launched() else run_side_by_side(jobs)
+        if ranks.first:
+            _write(run, jobs, dict(zip(VARIANTS, pasts, strict=True)))
+        ranks.wait()
+
+
+def _jobs(run: Run, options: Options, ranks: Ranks) -> list[Job]:
+    """Both students: the same but for the terms of the loss."""
+    cache = open_cache(options.cache, blocks=True)
     check_cache(run, cache)
     tell_other_versions(cache)
     console.print(f"{cache}; the student's clips are {_clip_source(run, cache)}")
     if cache.chunks_held < cache.num_chunks:
         console.print(
-            f"not all of {cache_path} fits decoded into memory: each batch is drawn from "
+            f"not all of {options.cache} fits decoded into memory: each batch is drawn from "
             f"{cache.chunks_held} of its {cache.num_chunks} chunks, in another order each epoch"
         )
-    out = run.outputs / "distill"
-    cores = os.cpu_count() or 1
-    jobs = [
-        Job(run, variant, cache, out, str(device), max(1, cores // len(VARIANTS)), decoders)
+    part = used_part(run, cache)
+    rows = int(part.valid.any(axis=1).sum())
+    console.print(
+        f"{rows} of {cache.num_samples} samples × {part.valid.shape[1]} views can be used"
+    )
+    cores, together = os.cpu_count() or 1, ranks.world if launched() else len(VARIANTS)
+    return [
+        Job(
+            name=variant,
+            run=run if variant == "student" else with_weights(run, LABELS_ONLY),
+            cache=cache,
+            part=part,
+            folder=run.outputs / "distill" / variant,
+            device=str(options.device),
+            threads=max(1, cores // together),
+            decoders=options.decoders,
+            checkpoint_steps=options.checkpoint_steps,
+        )
         for variant in VARIANTS
     ]
-    usable = used_part(run, cache).valid
-    rows = int(usable.any(axis=1).sum())
-    console.print(f"{rows} of {cache.num_samples} samples × {usable.shape[1]} views can be used")
-    steps = run.distill.train.epochs * steps_in_epoch(rows, run.distill.train.batch_size)
-    logs = dict(zip(VARIANTS, _run_side_by_side(jobs, steps), strict=True))
-    samples = samples_from_table(cache.samples, str(cache_path))
-    _write_logs(out, logs, samples)
+
+
+def with_weights(run: Run, weights: Weights) -> Run:
+    """The same run with other λ."""
+    return run.model_copy(update={"distill": run.distill.model_copy(update={"weights": weights})})
+
+
+def _write(run: Run, jobs: Sequence[Job], pasts: Mapping[str, Past]) -> None:
+    """What later stages read, once both are trained."""
+    out, cache = run.outputs / "distill", jobs[0].cache
+    samples = samples_from_table(cache.samples, cache.place)
+    for job in jobs:
+        kept = job.folder / f"{run.distill.train.keep}.safetensors"
+        write_whole(out / f"{job.name}.safetensors", kept.read_bytes())
+    _write_logs(out, pasts, samples)
     write_json(
         out / "distill.json",
         {
             "cache_fingerprint": cache.fingerprint,
-            "rows_per_epoch": rows,
+            "rows_per_epoch": int(jobs[0].part.valid.any(axis=1).sum()),
             "clips": stored_format(cache, run.distill.student) or "decoded",
             "config": run.distill.model_dump(mode="json"),
             "weights_sha256": {
                 variant: weights_digest(model.net)
                 for variant, model in load_students(run, samples).items()
             },
-            "final": {variant: of_run[-1].record for variant, of_run in logs.items()},
+            "final": {variant: past.records[-1] for variant, past in pasts.items()},
         },
     )
+    for job in jobs:
+        forget_checkpoint(job.folder)
 
 
 def _clip_source(run: Run, cache: TeacherCache) -> str:
@@ -160,29 +212,57 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
         )
 
 
-def _run_side_by_side(jobs: Sequence[Job], steps: int) -> list[list[EpochLog]]:
-    """Train each in a process of its own: small networks do not fill several cores."""
+def _run_in_turn(jobs: Sequence[Job], ranks: Ranks) -> list[Past]:
+    """Train one after another, each by all ranks."""
+    pasts = []
+    for job in jobs:
+        with meter(f"training {job.name}", total=_steps(job), unit="steps") as counter:
+            pasts.append(train_student(job, counter.advance, ranks))
+    return pasts
+
+
+def _steps(job: Job) -> int:
+    recipe, rows = job.run.distill.train, int(job.part.valid.any(axis=1).sum())
+    return recipe.epochs * steps_in_epoch(rows, recipe.batch_size)
+
+
+def run_side_by_side(jobs: Sequence[Job], at_once: int | None = None) -> list[Past]:
+    """Train each in a process of its own: small networks do not fill several cores.
+
+    Args:
+        jobs: the students.
+        at_once: as many as run together; all by default.
+    """
     context = get_context("spawn")
     with ExitStack() as stack:
         manager = managers.SyncManager(ctx=context)
         manager.start(initializer=exit_with_parent)
-        ticks: Queue[int] = stack.enter_context(manager).Queue()
+        ticks: Queue[tuple[int, int]] = stack.enter_context(manager).Queue()
         pool = stack.enter_context(
-            ProcessPoolExecutor(len(jobs), mp_context=context, initializer=exit_with_parent)
+            ProcessPoolExecutor(
+                at_once or len(jobs), mp_context=context, initializer=exit_with_parent
+            )
         )
-        futures = [pool.submit(train_student, job, index, ticks) for index, job in enumerate(jobs)]
-        names = [f"training {job.variant}" for job in jobs]
-        counters = stack.enter_context(meters(names, total=steps, unit="steps"))
+        futures = [pool.submit(_in_process, job, index, ticks) for index, job in enumerate(jobs)]
+        names = [f"training {job.name}" for job in jobs]
+        totals = [_steps(job) for job in jobs]
+        counters = stack.enter_context(meters(names, totals=totals, unit="steps"))
         while not all(future.done() for future in futures) or not ticks.empty():
             _raise_first(futures)
             try:
-                counters[ticks.get(timeout=0.2)].advance()
+                index, steps = ticks.get(timeout=0.2)
             except Empty:
                 continue
+            counters[index].advance(steps)
         return [future.result() for future in futures]
 
 
-def _raise_first(futures: Sequence[Future[list[EpochLog]]]) -> None:
+def _in_process(job: Job, index: int, ticks: Queue[tuple[int, int]]) -> Past:
+    """Train one student, telling how many steps of which one were done more."""
+    return train_student(job, lambda steps: ticks.put((index, steps)))
+
+
+def _raise_first(futures: Sequence[Future[Past]]) -> None:
     """Stop as soon as one run fails."""
     for future in futures:
         if future.done() and (error := future.exception()) is not None:
@@ -191,59 +271,19 @@ def _raise_first(futures: Sequence[Future[list[EpochLog]]]) -> None:
             raise error
 
 
-def train_student(job: Job, index: int, ticks: Queue[int]) -> list[EpochLog]:
-    """Train one variant; runs in its own process and puts `index` into `ticks` after each step."""
-    run, device = job.run, torch.device(job.device)
-    torch.set_num_threads(job.threads)
-    cache = job.cache
-    samples = samples_from_table(cache.samples, cache.place)
-    recipe = run.distill.train
-    method = Method(
-        run.distill.weights if job.variant == "student" else LABELS_ONLY,
-        temperature=run.distill.temperature,
-        label_smoothing=recipe.label_smoothing,
-    )
-    torch.manual_seed(run.distill.seed)
-    model = create_model(run.distill.student, samples.heads, dropout=recipe.dropout)
-    branch = None
-    if method.weights.sdd > 0:
-        projection = run.extract.projection
-        branch = StructureDiscrepancyBranch(model.map_channels, projection.dim, projection.grid)
-        branch.to(device)
-    torch.manual_seed(run.distill.seed)  # again: the branch must not shift the dropout's draws
-    feed = Feed(run, cache, samples, method, device, job.decoders)
-    logs = []
-    for log in train(
-        model=model.to(device),
-        branch=branch,
-        recipe=recipe,
-        method=method,
-        batches=feed,
-        steps_per_epoch=feed.steps,
-        on_step=partial(ticks.put, index),
-    ):
-        logs.append(log)
-    facts = {"variant": job.variant, "cache": cache.fingerprint, "seed": run.distill.seed}
-    save_weights(model, job.out / f"{job.variant}.safetensors", facts)
-    return logs
-
-
-def _write_logs(out: Path, logs: dict[str, list[EpochLog]], samples: Samples) -> None:
+def _write_logs(out: Path, pasts: Mapping[str, Past], samples: Samples) -> None:
     """One line per run and epoch as JSON, one table per run, one of DATW's weights by class."""
     lines = [
-        json.dumps({"variant": variant, "epoch": log.epoch, **log.record})
-        for variant, of_run in logs.items()
-        for log in of_run
+        {"variant": variant, **record} for variant, past in pasts.items() for record in past.records
     ]
-    write_text(out / "metrics.jsonl", "\n".join(lines) + "\n")
-    for variant, of_run in logs.items():
-        rows = [{"epoch": log.epoch, **log.record} for log in of_run]
-        write_csv(out / f"{variant}.csv", pa.Table.from_pylist(rows))
+    write_text(out / "metrics.jsonl", json_lines(lines))
+    for variant, past in pasts.items():
+        write_csv(out / f"{variant}.csv", pa.Table.from_pylist(past.records))
     names = next(iter(samples.classes.values()))
     weights = [
-        {"epoch": log.epoch, "class": name, "vit_weight": weight}
-        for log in logs["student"]
-        for name, weight in zip(names, log.vit_weight_by_class, strict=False)
+        {"epoch": epoch, "class": name, "vit_weight": weight}
+        for epoch, by_class in enumerate(pasts["student"].by_class)
+        for name, weight in zip(names, by_class, strict=False)
     ]
     schema = pa.schema(
         [("epoch", pa.int64()), ("class", pa.string()), ("vit_weight", pa.float64())]

@@ -1,11 +1,16 @@
-"""The batches of stage two: cached rows of the teachers beside the very clips that they saw."""
+"""The batches of stage two: cached rows of the teachers beside the very clips that they saw.
+
+Each epoch draws one view of every sample by a rule that only the seed decides, so the batches are
+the same whatever the number of processes that decode, or of ranks that share them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +19,13 @@ from numpy.typing import NDArray
 from cache import CacheError, Status, TeacherCache
 from pipeline.clips import ClipDataset, Request, StoredViews, iterate
 from pipeline.config import Run
+from pipeline.learner import Sizes
 from pipeline.models import model_entry
-from pipeline.objective import NO_LABEL, Batch, Method, TeacherRows
+from pipeline.objective import NO_LABEL, Batch, Method, TeacherRows, TrainingError
+from pipeline.ranks import ALONE, Ranks
 from pipeline.samples import Samples, samples_from_table
 from pipeline.training import epoch_batches, steps_in_epoch
+from stages.overlap import ahead
 from stages.stored_clips import clip_field, read_stored, stored_format
 
 
@@ -38,7 +46,7 @@ class Part:
 
 
 def used_part(run: Run, cache: TeacherCache) -> Part:
-    """Choose the rows that a run trains on, whatever the terms of its method.
+    """Choose the rows that a run trains on: those that have all that its method reads.
 
     Raises:
         cache.CacheError: it holds no sample of a split, or not what the method's terms read.
@@ -52,8 +60,7 @@ def used_part(run: Run, cache: TeacherCache) -> Part:
         )
     rows = np.flatnonzero(np.isin(samples.table["split"].to_pylist(), run.distill.splits))
     rows = rows[: math.ceil(run.distill.fraction * len(rows))]
-    method = Method(run.distill.weights, temperature=run.distill.temperature)
-    fields = ["status", *teacher_fields(run, samples, method)]
+    fields = ["status", *teacher_fields(run, samples, method_of(run))]
     if stored_format(cache, run.distill.student):
         fields.append(clip_field(run.distill.student))
     lacking = [name for name in fields if name not in cache.fields]
@@ -70,17 +77,40 @@ def used_part(run: Run, cache: TeacherCache) -> Part:
     )
 
 
+def method_of(run: Run) -> Method:
+    """The loss that a config describes."""
+    config = run.distill
+    return Method(
+        config.weights,
+        weighting=config.weighting,
+        temperature=config.temperature,
+        dkd_beta=config.dkd_beta,
+        label_smoothing=config.train.label_smoothing,
+    )
+
+
 def teacher_fields(run: Run, samples: Samples, method: Method) -> list[str]:
     """The fields that a method's terms read; none for labels only."""
     first, second = run.distill.teachers
-    fields = []
-    if method.weights.kd > 0:
-        fields += [f"{name}/logits/{head}" for name in (first, second) for head in samples.heads]
-    if method.weights.rkd > 0:
+    weights, fields = method.weights, []
+    if method.vit_logits:
+        fields += [f"{first}/logits/{head}" for head in samples.heads]
+    if method.cnn_logits:
+        fields += [f"{second}/logits/{head}" for head in samples.heads]
+    if weights.rkd > 0 or weights.mimic > 0 or weights.learned_sdd > 0:
         fields.append(f"{first}/pooled")
-    if method.weights.sdd > 0:
+    if weights.learned_sdd > 0:
+        fields.append(f"{second}/pooled")
+    if weights.sdd > 0:
         fields.append("residual")
     return fields
+
+
+def sizes_of(run: Run, cache: TeacherCache) -> Sizes:
+    """What the parts of a learner have to predict."""
+    first, second = (cache.fields[f"{name}/pooled"].shape[0] for name in run.distill.teachers)
+    dim, frames, height, width = cache.fields["residual"].shape
+    return Sizes(first, second, (dim, frames, height, width))
 
 
 class Feed:
@@ -88,34 +118,59 @@ class Feed:
 
     The view is the one whose turn it is: `(turn + epoch) mod views`, where the turn of a sample is
     drawn once from the seed. After as many epochs as there are views every view was seen once.
+
+    Attributes:
+        steps: batches of an epoch.
+        stored: whether the clips are read from the cache; else the videos are decoded again.
     """
 
     def __init__(
         self,
         run: Run,
         cache: TeacherCache,
-        samples: Samples,
-        method: Method,
+        part: Part,
         device: torch.device,
         decoders: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        part = used_part(run, cache)
+        """Get ready.
+
+        Args:
+            run: the config.
+            cache: what was stored.
+            part: what is trained on.
+            device: where batches are put.
+            decoders: processes that decode, if videos are decoded.
+            ranks: each gets its own part of every batch.
+
+        Raises:
+            pipeline.objective.TrainingError: a batch is too small for so many ranks.
+        """
         usable = part.valid.any(axis=1)
         self._rows = part.rows[usable]
         self._valid = [np.flatnonzero(views) for views in part.valid[usable]]
         draws = np.random.default_rng(run.distill.seed)
         self._turns = draws.integers(part.valid.shape[1], size=len(self._rows))
-        self._run, self._cache, self._samples, self._device = run, cache, samples, device
+        self._run, self._cache, self._device, self._ranks = run, cache, device, ranks
         self._decoders = decoders
-        # Else the videos are decoded again.
+        self._samples = samples_from_table(cache.samples, cache.place)
         self.stored = stored_format(cache, run.distill.student) is not None
-        self._fields = teacher_fields(run, samples, method)
-        self._ids = samples.table["sample_id"].to_pylist()
-        self._labels = samples.labels(NO_LABEL)
+        self._fields = teacher_fields(run, self._samples, method_of(run))
+        self._ids = self._samples.table["sample_id"].to_pylist()
+        self._labels = self._samples.labels(NO_LABEL)
         self.steps = steps_in_epoch(len(self._rows), run.distill.train.batch_size)
+        if len(self._rows) // self.steps < ranks.world:
+            raise TrainingError(
+                f"batches of {len(self._rows) // self.steps} clips cannot be shared by "
+                f"{ranks.world} processes: start fewer, or raise distill.train.batch_size "
+                f"({run.distill.train.batch_size})"
+            )
 
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch."""
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from one on, the next ones made in another thread meanwhile."""
+        return ahead(self._made(epoch, first))
+
+    def _made(self, epoch: int, first: int) -> Generator[Batch, None, None]:
         order = epoch_batches(
             rows=len(self._rows),
             batch_size=self._run.distill.train.batch_size,
@@ -124,11 +179,15 @@ class Feed:
         )
         if self._cache.chunks_held < self._cache.num_chunks:
             order = self._by_chunks(order, epoch)
-        rows = [self._rows[places] for places in order]
-        views = [np.array([self._view(place, epoch) for place in places]) for places in order]
+        order = order[first:]
+        own = [np.array_split(places, self._ranks.world)[self._ranks.rank] for places in order]
+        rows = [self._rows[places] for places in own]
+        views = [np.array([self._view(place, epoch) for place in places]) for places in own]
         read_clips = self._stored_clips if self.stored else self._decoded_clips
-        for of_rows, of_views, clips in zip(rows, views, read_clips(rows, views), strict=True):
-            yield self._batch(of_rows, of_views, clips)
+        made = zip(order, rows, views, read_clips(rows, views), strict=True)
+        for number, (places, of_rows, of_views, clips) in enumerate(made, start=first):
+            share = len(of_rows) * self._ranks.world / len(places)
+            yield self._batch(of_rows, of_views, clips, number, share)
 
     def _by_chunks(self, order: list[NDArray[np.int64]], epoch: int) -> list[NDArray[np.int64]]:
         """The same batch sizes, shuffled only within so many chunks as the cache holds decoded.
@@ -177,12 +236,17 @@ class Feed:
             yield np.concatenate([read.clips.clips[0] for read in reads if read.clips])
 
     def _batch(
-        self, rows: NDArray[np.int64], views: NDArray[np.int64], clips: NDArray[np.uint8]
+        self,
+        rows: NDArray[np.int64],
+        views: NDArray[np.int64],
+        clips: NDArray[np.uint8],
+        number: int,
+        share: float,
     ) -> Batch:
         teachers = None
         if self._fields:
             cached = {
-                name: torch.from_numpy(array).to(self._device).float()
+                name: self._placed(array).float()
                 for name, array in self._cache.read(rows, views, self._fields).items()
             }
             vit, cnn = self._run.distill.teachers
@@ -191,13 +255,20 @@ class Feed:
                 cnn_logits={head: cached.get(f"{cnn}/logits/{head}") for head in self._labels},
                 vit_pooled=cached.get(f"{vit}/pooled"),
                 residual=cached.get("residual"),
+                cnn_pooled=cached.get(f"{cnn}/pooled"),
             )
         return Batch(
             names=[self._ids[row] for row in rows],
-            clips=torch.from_numpy(clips).to(self._device),
-            labels={
-                head: torch.from_numpy(labels[rows]).to(self._device)
-                for head, labels in self._labels.items()
-            },
+            clips=self._placed(clips),
+            labels={head: self._placed(labels[rows]) for head, labels in self._labels.items()},
             teachers=teachers,
+            number=number,
+            share=share,
         )
+
+    def _placed(self, array: NDArray[Any]) -> torch.Tensor:
+        """On the device; a GPU copies from pinned memory, beside what it computes."""
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)

@@ -8,18 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
+from pipeline.files import write_whole
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file by rename."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    """Write a text file; see `write_whole`."""
+    write_whole(path, text.encode())
 
 
 def write_json(path: Path, content: object) -> None:

@@ -91,7 +91,7 @@ class Meter:
 
 
 @contextmanager
-def meters(whats: Sequence[str], *, total: int, unit: str) -> Iterator[list[Meter]]:
+def meters(whats: Sequence[str], *, totals: Sequence[int], unit: str) -> Iterator[list[Meter]]:
     """Bars with rate and time left on a terminal, lines every 10 s elsewhere."""
     columns = (
         TextColumn("{task.description}"),
@@ -102,13 +102,13 @@ def meters(whats: Sequence[str], *, total: int, unit: str) -> Iterator[list[Mete
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield [Meter(bar, what, total, unit) for what in whats]
+        yield [Meter(bar, what, total, unit) for what, total in zip(whats, totals, strict=True)]
 
 
 @contextmanager
 def meter(what: str, *, total: int, unit: str) -> Iterator[Meter]:
     """One bar; see `meters`."""
-    with meters([what], total=total, unit=unit) as counters:
+    with meters([what], totals=[total], unit=unit) as counters:
         yield counters[0]
 
 

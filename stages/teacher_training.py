@@ -15,19 +15,22 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.clips import ClipDataset, DrawnViews, Read, Request, iterate
-from pipeline.config import Run, Teacher, TeacherRecipe
-from pipeline.mixing import draw_mix
+from pipeline.config import Run, Teacher
+from pipeline.config_training import TeacherRecipe
+from pipeline.files import write_whole
+from pipeline.learner import Learner
+from pipeline.mixing import Mix, draw_mix
 from pipeline.models import VideoModel, create_model
 from pipeline.objective import LABELS_ONLY, NO_LABEL, Batch, Method
-from pipeline.optimising import Training, start_training, uses_bf16
+from pipeline.optimising import start_training, uses_bf16
 from pipeline.resuming import Past, load_checkpoint, save_checkpoint
 from pipeline.samples import Samples
 from pipeline.training import epoch_batches, steps_in_epoch, train
 from pipeline.views import ViewRule
-from pipeline.weights import load_weights, save_weights, weights_digest
-from stages.files import write_bytes, write_csv, write_text
+from pipeline.weights import load_weights, weights_digest
+from stages.epochs import keep_epoch, validation_top1
+from stages.files import write_csv, write_text
 from stages.progress import console, meter
-from stages.scoring import labelled, score
 
 
 class TeachError(ValueError):
@@ -82,8 +85,8 @@ class _Feed:
         self._unreadable: set[int] = set()
         self.steps = steps_in_epoch(len(self._ids), recipe.batch_size)
 
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        """Unreadable videos are told once, and left out.
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches from `first` on; unreadable videos are told once, and left out.
 
         Raises:
             TeachError: not one can be read, or more than `extract.max_failed_share` cannot.
@@ -95,10 +98,14 @@ class _Feed:
         view = DrawnViews(self._rule, (epoch,))
         requests: list[list[Request]] = [[(int(row), view) for row in rows] for rows in order]
         mixing = np.random.default_rng([self._seed, epoch, 1])  # the order has (seed, epoch)
-        for reads in iterate(self._dataset, requests, self._decoders):
-            mix = None
-            if recipe.mixup or recipe.cutmix:
-                mix = draw_mix(mixing, mixup=recipe.mixup, cutmix=recipe.cutmix, size=self._size)
+        mixes: list[Mix | None] = [None] * len(order)
+        if recipe.mixup or recipe.cutmix:
+            mixes = [
+                draw_mix(mixing, mixup=recipe.mixup, cutmix=recipe.cutmix, size=self._size)
+                for _ in order
+            ]
+        reads_of = iterate(self._dataset, requests[first:], self._decoders)
+        for number, reads in enumerate(reads_of, start=first):
             good = [read for read in reads if read.clips is not None]
             self._note([read for read in reads if read.clips is None])
             if not good:
@@ -112,9 +119,10 @@ class _Feed:
                     head: torch.from_numpy(labels[rows]).to(self._device)
                     for head, labels in self._labels.items()
                 },
-                mix=mix,
+                mix=mixes[number],
+                number=number,
             )
-        if not used:
+        if not used and not first:
             raise TeachError(
                 f"not one of {len(self._ids)} videos to train on can be read; the reasons stand "
                 "above. `dualkd prepare --probe` leaves unreadable ones out of the table"
@@ -159,13 +167,11 @@ def train_teacher(
     belongs_to = _belongs_to(run, teacher, model, source, validation, device)
     feed = _Feed(run, recipe, model, source, device, decoders)
     training = start_training(
-        model,
-        None,
+        Learner(model),
         recipe,
         feed.steps,
         layer_decay=recipe.layer_decay,
         decay_positions=recipe.decay_positions,
-        ema_decay=recipe.ema_decay,
     )
     past, checkpoint = Past(), _checkpoint(run, role)
     if checkpoint.exists():
@@ -176,27 +182,24 @@ def train_teacher(
         if training.epochs_done:
             counter.advance(training.epochs_done * feed.steps)
         for log in train(
-            model=model,
-            branch=None,
+            training,
             recipe=recipe,
             method=Method(LABELS_ONLY, label_smoothing=recipe.label_smoothing),
             batches=feed,
-            steps_per_epoch=feed.steps,
             on_step=counter.advance,
-            training=training,
         ):
             record: dict[str, Any] = {"epoch": log.epoch, **log.record}
             if validation is not None:
-                record["top1"] = _top1(training.result, validation, decoders)
+                record["top1"] = validation_top1(run, training.result, validation.samples, decoders)
             record["seconds"] = time.perf_counter() - started
             started = time.perf_counter()
             console.print(f"{role} epoch {log.epoch}: {json.dumps(record)}")
             facts = {"seed": run.teach.seed, "classes_sha256": source.samples.classes_sha256}
-            _keep(out, training, past, record, facts, run.teach.validation)
+            keep_epoch(out, training, past, record, facts, run.teach.validation)
             save_checkpoint(checkpoint, training, past, belongs_to)  # last: what it tells of stands
             _write_logs(out, past)
     _write_logs(out, past)
-    write_bytes(Path(teacher.weights), (out / f"{recipe.keep}.safetensors").read_bytes())
+    write_whole(Path(teacher.weights), (out / f"{recipe.keep}.safetensors").read_bytes())
 
 
 def forget_checkpoint(run: Run, role: str) -> None:
@@ -245,37 +248,11 @@ def _belongs_to(
     }
 
 
-def _keep(
-    out: Path,
-    training: Training,
-    past: Past,
-    record: dict[str, Any],
-    facts: dict[str, Any],
-    validation: str | None,
-) -> None:
-    """Write the weights of an epoch as the last, and as the best if none was better before."""
-    past.records.append(record)
-    facts = {"epoch": training.epochs_done, **facts}
-    save_weights(training.result, out / "last.safetensors", facts)
-    top1 = record.get("top1")
-    if top1 is not None and (past.best_score is None or top1 > past.best_score):
-        past.best_epoch, past.best_score = record["epoch"], top1
-        facts |= {"validation": validation, "top1": top1}
-        save_weights(training.result, out / "best.safetensors", facts)
-
-
 def _write_logs(out: Path, past: Past) -> None:
     """One JSON line per epoch beside the role's folder, and the same as CSV."""
     lines = [json.dumps({"role": out.name, **record}) for record in past.records]
     write_text(out.with_name(f"{out.name}.jsonl"), "\n".join(lines) + "\n")
     write_csv(out.with_name(f"{out.name}.csv"), pa.Table.from_pylist(past.records))
-
-
-def _top1(model: VideoModel, validation: Labelled, decoders: int) -> float:
-    """On the single centre view, as `evaluate` and the gate count it: of all heads together."""
-    samples = labelled(validation.samples)
-    scored = score({"it": model}, validation.root, samples, decoders, 32, what="validating")
-    return float(scored.accuracies("it")["top1"])
 
 
 def _clips(reads: list[Read]) -> NDArray[np.uint8]:

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 import cache_making
 from cache import describe
-from pipeline.config import Run, Weights
+from pipeline.config import Run
 from pipeline.config_file import load_config
+from pipeline.config_training import Weights
 from pipeline.samples import Sample, build_samples, write_samples
 from stages.files import write_csv, write_json
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
-from pipeline.config import Recipe
+from pipeline.config_training import Recipe
 from pipeline.models import VideoModel, create_model
 from pipeline.objective import LABELS_ONLY, Method, TrainingError
 from pipeline.optimising import (

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.branch import StructureDiscrepancyBranch
-from pipeline.config import Weights
+from pipeline.config_training import Weights
 from pipeline.models import Features, VideoModel, create_model
 from pipeline.objective import (
     LABELS_ONLY,

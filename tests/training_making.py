@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.branch import StructureDiscrepancyBranch
-from pipeline.config import Recipe, Weights
+from pipeline.config_training import Recipe, Weights
 from pipeline.models import VideoModel, create_model
 from pipeline.objective import Batch, TeacherRows
 

@@ -1,0 +1,194 @@
+"""One student trained from a cache; a training that was killed goes on to the very same end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache import TeacherCache, package_versions
+from pipeline.config import Run
+from pipeline.config_file import dump_config
+from pipeline.learner import make_learner
+from pipeline.models import create_model
+from pipeline.objective import TrainingError
+from pipeline.optimising import Training, start_training, uses_bf16
+from pipeline.ranks import ALONE, Ranks
+from pipeline.resuming import Past, load_checkpoint, save_checkpoint
+from pipeline.samples import read_samples, samples_from_table
+from pipeline.training import EpochLog, train
+from pipeline.weights import weights_digest
+from stages.epochs import keep_epoch, validation_top1
+from stages.feed import Feed, Part, method_of, sizes_of
+from stages.files import write_json, write_text
+from stages.progress import console
+from stages.recorded import environment
+from stages.watching import Watch
+
+CHECKPOINT = "checkpoint.pt"
+_WAITED = 0.1  # of the time, for clips: less is not worth a word
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student to train; travels to the process that does it.
+
+    Attributes:
+        name: for people, and in the facts of its weights.
+        run: the config; its `distill` describes this student.
+        cache: what it learns from.
+        part: what of the cache.
+        folder: where it writes.
+        device: what it computes on.
+        threads: of this process, on a CPU.
+        decoders: processes that decode, if videos are decoded.
+        checkpoint_steps: steps from one checkpoint to the next; there is one after each epoch too.
+    """
+
+    name: str
+    run: Run
+    cache: TeacherCache
+    part: Part
+    folder: Path
+    device: str
+    threads: int
+    decoders: int
+    checkpoint_steps: int
+
+
+def train_student(
+    job: Job, on_steps: Callable[[int], object] = lambda _steps: None, ranks: Ranks = ALONE
+) -> Past:
+    """Train one student, going on from its checkpoint if there is one.
+
+    Its folder gets `last.safetensors`, and `best.safetensors` where there is a validation split;
+    `run.json`: the resolved config, the cache's fingerprint, the environment; what `Watch` writes;
+    and `checkpoint.pt`, which stays until it is removed: a finished training is not done again.
+
+    Args:
+        job: which.
+        on_steps: is told how many steps were done more.
+        ranks: those that train it together; all must call this.
+
+    Returns:
+        What its epochs have left.
+
+    Raises:
+        pipeline.resuming.CheckpointError: the checkpoint belongs to another training, or cannot
+            be written.
+        pipeline.objective.TrainingError: the loss is not finite, or an option does not fit.
+    """
+    run, device, folder = job.run, torch.device(job.device), job.folder
+    recipe, method = run.distill.train, method_of(run)
+    torch.set_num_threads(job.threads)
+    feed = Feed(run, job.cache, job.part, device, job.decoders, ranks)
+    training = _start(job, feed.steps, ranks)
+    belongs_to = _belongs_to(job, training)
+    past, checkpoint = Past(), folder / CHECKPOINT
+    if checkpoint.exists():
+        past = load_checkpoint(checkpoint, training, belongs_to, ranks)
+        steps = training.epochs_done * feed.steps + training.steps_done
+        if ranks.first:
+            console.print(f"{job.name}: {checkpoint} goes on after {steps} steps")
+        on_steps(steps)
+    if ranks.first:
+        _write_facts(job)
+
+    def step_done() -> None:
+        on_steps(1)
+        if training.steps_done % job.checkpoint_steps == 0:
+            save_checkpoint(checkpoint, training, past, belongs_to, ranks)
+
+    logs = train(
+        training, recipe=recipe, method=method, batches=feed, on_step=step_done, ranks=ranks
+    )
+    with ExitStack() as stack:
+        watch = stack.enter_context(Watch(folder, past)) if ranks.first else None
+        for log in logs:
+            _note(job, training, past, log, ranks)
+            save_checkpoint(checkpoint, training, past, belongs_to, ranks)
+            if watch is not None:
+                watch.epoch(past)
+    if ranks.first:
+        _tell_waiting(job, past)
+    return past
+
+
+def _start(job: Job, steps: int, ranks: Ranks) -> Training:
+    """The training before its first step; the same start whatever the terms of the loss."""
+    config, device = job.run.distill, torch.device(job.device)
+    samples = samples_from_table(job.cache.samples, job.cache.place)
+    torch.manual_seed(config.seed)
+    model = create_model(config.student, samples.heads, dropout=config.train.dropout)
+    learner = make_learner(model, config.weights, sizes_of(job.run, job.cache))
+    if config.train.sync_batchnorm and ranks.world > 1:
+        convert_sync_batchnorm = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+        if device.type != "cuda":
+            raise TrainingError("distill.train.sync_batchnorm is for GPUs; torch has none for CPUs")
+        model.net = convert_sync_batchnorm(model.net)  # type: ignore[no-untyped-call]
+    # Again: the learner's parts must not shift the dropout's draws, which ranks have of their own.
+    torch.manual_seed(config.seed + ranks.rank)
+    return start_training(learner.to(device), config.train, steps)
+
+
+def _belongs_to(job: Job, training: Training) -> dict[str, Any]:
+    """All that the training depends on, plain JSON; a checkpoint is for just that."""
+    config, device = job.run.distill, torch.device(job.device)
+    described = config.model_dump(mode="json")
+    del described["train"]["keep"], described["train"]["precision"]
+    return {
+        "distill": described,
+        "bf16": uses_bf16(config.train.precision, device),
+        "cache_fingerprint": job.cache.fingerprint,
+        "rows": {"count": len(job.part.rows), "valid": int(job.part.valid.sum())},
+        "first_weights_sha256": weights_digest(training.learner.model.net),
+    }
+
+
+def _write_facts(job: Job) -> None:
+    """The resolved config, as YAML that can be used again, and where the training ran."""
+    write_text(job.folder / "config.yaml", dump_config(job.run))
+    write_json(
+        job.folder / "run.json",
+        {
+            "name": job.name,
+            "cache": job.cache.place,
+            "cache_fingerprint": job.cache.fingerprint,
+            "device": job.device,
+            "environment": {**environment(), "packages": package_versions()},
+        },
+    )
+
+
+def _note(job: Job, training: Training, past: Past, log: EpochLog, ranks: Ranks) -> None:
+    """Score an epoch if there is a validation split, and keep its weights."""
+    run = job.run
+    record: dict[str, Any] = {"epoch": log.epoch, **log.record}
+    if run.distill.validation is not None:
+        samples = read_samples(run.samples_path).of_splits([run.distill.validation])
+        record["top1"] = validation_top1(run, training.result, samples, job.decoders, ranks)
+    past.by_class.append(log.vit_weight_by_class)
+    facts = {"variant": job.name, "cache": job.cache.fingerprint, "seed": run.distill.seed}
+    if ranks.first:
+        keep_epoch(job.folder, training, past, record, facts, run.distill.validation)
+    else:
+        past.records.append(record)
+
+
+def _tell_waiting(job: Job, past: Past) -> None:
+    """Say so where clips were the limit."""
+    waited = sum(record["waited"] for record in past.records) / max(len(past.records), 1)
+    if waited > _WAITED:
+        console.print(
+            f"{job.name}: waited for clips for {waited:.0%} of the time; more --decoders, or clips "
+            f"in the cache (extract.clips: [{job.run.distill.student}]), would be faster"
+        )
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint of a finished training: the next one begins anew."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
