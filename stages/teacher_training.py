@@ -32,7 +32,6 @@ from stages.epochs import keep_epoch, validation_top1
 from stages.files import write_csv, write_text
 from stages.progress import console, meter
 
-
 _CHECKPOINT_STEPS = 500  # from one to the next; there is one after each epoch too
 
 
