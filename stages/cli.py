@@ -6,10 +6,15 @@ Stages are imported when they run: `--help` and mistakes answer at once, without
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
 import sys
+import threading
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.config import Run
+
+_INTERRUPTED = 130  # the exit code after Ctrl-C
+_ORDERLY_SEC = 5.0  # for the end after it
+_KEPT = "interrupted: what was finished is kept, and the same command makes the rest"
 
 app = typer.Typer(
     help="Distil two big video models into a small one, from a cache of their outputs.",
@@ -422,13 +431,35 @@ def _device(name: str) -> torch.device:
 
 def _run(command: typer.Typer) -> None:
     """Run a command; what a user can mend is one message, everything else a traceback."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         command()
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # typer makes it of KeyboardInterrupt
+            typer.echo(_KEPT, err=True)
+        raise
     except Exception as error:
         if not _explains_itself(error):
             raise
         typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(1)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """End this command in order on Ctrl-C; at once on another, or when that takes long."""
+    signal.signal(signal.SIGINT, lambda _signal, _frame: _end_at_once())
+    deadline = threading.Timer(_ORDERLY_SEC, _end_at_once)
+    deadline.daemon = True
+    deadline.start()
+    logging.disable()  # of what is cut off on the way
+    raise KeyboardInterrupt
+
+
+def _end_at_once() -> None:
+    """End without waiting: other processes end with this one, the next command tidies up."""
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
+    typer.echo(f"{show_cursor}{_KEPT}", err=True)
+    os._exit(_INTERRUPTED)
 
 
 def _explains_itself(error: Exception) -> bool:

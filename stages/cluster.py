@@ -40,6 +40,7 @@ from distributed.comm.core import CommClosedError
 from cache import CacheError, PendingChunk, StagedChunk, open_cache, read_layout, stage_chunk
 from pipeline.clips import DecoderDiedError
 from pipeline.config import Run
+from pipeline.processes import ignoring_interrupts
 from pipeline.samples import Samples
 from pipeline.weights import PUBLISHED
 from stages.chunk_arrays import ChunkArrays, ExtractError
@@ -454,22 +455,23 @@ def local_cluster(workers: int, device: torch.device) -> Iterator[str]:
             options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": visible[index]}}
         return {"cls": Nanny, "options": options}
 
-    with (
-        dask.config.set(settings),
-        SpecCluster(
-            workers={index: worker(index) for index in range(workers)},
-            scheduler={
-                "cls": Scheduler,
-                "options": {"host": host, "port": 0, "dashboard_address": f"{host}:0"},
-            },
-            silence_logs=logging.ERROR,
-        ) as cluster,
-    ):
-        console.print(
-            f"{plural(workers, 'worker')} on this machine, scheduler {cluster.scheduler_address}"
-            + (f", dashboard {cluster.dashboard_link}" if _has_dashboard() else "")
-        )
-        yield cluster.scheduler_address
+    with dask.config.set(settings):
+        with ignoring_interrupts():  # dask's thread, which this starts, starts the workers
+            cluster = SpecCluster(
+                workers={index: worker(index) for index in range(workers)},
+                scheduler={
+                    "cls": Scheduler,
+                    "options": {"host": host, "port": 0, "dashboard_address": f"{host}:0"},
+                },
+                silence_logs=logging.ERROR,
+            )
+        with cluster:
+            console.print(
+                f"{plural(workers, 'worker')} on this machine, scheduler "
+                f"{cluster.scheduler_address}"
+                + (f", dashboard {cluster.dashboard_link}" if _has_dashboard() else "")
+            )
+            yield cluster.scheduler_address
 
 
 def _has_dashboard() -> bool:

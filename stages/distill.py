@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, managers
+from multiprocessing import active_children, get_context, managers
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -25,7 +25,7 @@ from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config import Run
 from pipeline.models import VideoModel, create_model
 from pipeline.objective import LABELS_ONLY, Method
-from pipeline.processes import exit_with_parent
+from pipeline.processes import ProcessPool, exit_with_parent, ignoring_interrupts
 from pipeline.samples import Samples, read_samples, samples_from_table
 from pipeline.training import EpochLog, steps_in_epoch, train
 from pipeline.weights import load_weights, save_weights, weights_digest
@@ -162,14 +162,13 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
 
 def _run_side_by_side(jobs: Sequence[Job], steps: int) -> list[list[EpochLog]]:
     """Train each in a process of its own: small networks do not fill several cores."""
-    context = get_context("spawn")
     with ExitStack() as stack:
-        manager = managers.SyncManager(ctx=context)
-        manager.start(initializer=exit_with_parent)
+        manager = managers.SyncManager(ctx=get_context("spawn"))
+        with ignoring_interrupts():
+            manager.start(initializer=exit_with_parent)
         ticks: Queue[int] = stack.enter_context(manager).Queue()
-        pool = stack.enter_context(
-            ProcessPoolExecutor(len(jobs), mp_context=context, initializer=exit_with_parent)
-        )
+        pool = stack.enter_context(ProcessPool(len(jobs)))
+        stack.enter_context(_ending_all_on_error())
         futures = [pool.submit(train_student, job, index, ticks) for index, job in enumerate(jobs)]
         names = [f"training {job.variant}" for job in jobs]
         counters = stack.enter_context(meters(names, total=steps, unit="steps"))
@@ -180,6 +179,17 @@ def _run_side_by_side(jobs: Sequence[Job], steps: int) -> list[list[EpochLog]]:
             except Empty:
                 continue
         return [future.result() for future in futures]
+
+
+@contextmanager
+def _ending_all_on_error() -> Iterator[None]:
+    """End processes where one fails or Ctrl-C comes: else a training that goes on is waited for."""
+    try:
+        yield
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
 
 
 def _raise_first(futures: Sequence[Future[list[EpochLog]]]) -> None:

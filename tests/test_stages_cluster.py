@@ -103,6 +103,8 @@ def test_killed_workers_and_a_killed_client_change_no_byte(small_chunks: Run) ->
     for after in (1, 3):
         wait_for(lambda after=after: commits(run) >= after)  # type: ignore[misc]
         workers = [one for one in psutil.Process(client.pid).children() if is_worker(one)]
+        for one in workers:
+            one.send_signal(signal.SIGINT)  # as a terminal does on Ctrl-C: it is the client's
         killed.add(random.choice(workers).pid)
         for pid in killed & {one.pid for one in workers}:
             os.kill(pid, signal.SIGKILL)
