@@ -55,6 +55,7 @@ _TASKS = 2  # of a worker: one decodes and writes while the other computes
 _ATTEMPTS = 3  # at a chunk whose decoders die
 _TOLD_EVERY_SEC = 2.0  # views that were made, by a worker
 _PATIENCE_SEC = 300.0  # for a scheduler that went away, and for a first worker
+_QUIET = logging.CRITICAL  # of dask on this machine: errors reach this process, which tells them
 
 
 @dataclass(frozen=True)
@@ -450,7 +451,7 @@ def local_cluster(workers: int, device: torch.device) -> Iterator[str]:
 
     def worker(index: int) -> dict[str, Any]:
         options: dict[str, Any] = {"nthreads": _TASKS, "memory_limit": 0, "host": host}
-        options["silence_logs"] = logging.ERROR
+        options["silence_logs"] = _QUIET
         if gpus:
             options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": visible[index]}}
         return {"cls": Nanny, "options": options}
@@ -463,7 +464,7 @@ def local_cluster(workers: int, device: torch.device) -> Iterator[str]:
                     "cls": Scheduler,
                     "options": {"host": host, "port": 0, "dashboard_address": f"{host}:0"},
                 },
-                silence_logs=logging.ERROR,
+                silence_logs=_QUIET,
             )
         with cluster:
             console.print(
