@@ -297,8 +297,9 @@ def plan(
     Some samples are decoded and run through the networks, with random weights, on the device at
     hand; nothing is written.
     """
-    from stages.plan import Options, show
+    from stages.plan import Options
     from stages.plan import plan as stage
+    from stages.plan_table import show
 
     run = _load(dataset, root)
     options = Options(
