@@ -42,12 +42,28 @@ cache_app = typer.Typer(
 )
 
 Dataset = Annotated[str, typer.Option(help="Reads configs/DATASET.yaml.")]
-Root = Annotated[Path | None, typer.Option(help="Where the videos are.")]
+Root = Annotated[
+    Path | None, typer.Option(help="Where the videos are, if not at the config's prepare.root.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 CacheFolder = Annotated[str, typer.Argument(help="The cache's folder.")]
-Decoders = Annotated[int, typer.Option(min=0, help="Processes that decode video; 0 uses this one.")]
+Decoders = Annotated[
+    int, typer.Option(min=0, help="Processes that decode video; 0 decodes in this one.")
+]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
+]
+WorkersDecoders = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Processes that decode video, of this process and of each worker, on its machine; "
+        "with 0 they decode themselves.",
+    ),
+]
+Views = Annotated[
+    int | None,
+    typer.Option(min=1, help="Views of each sample; extract.views.count if not given."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips in one forward pass.")]
 CachePath = Annotated[
@@ -203,9 +219,12 @@ def extract(
     out: Annotated[
         str | None, typer.Option(help="The cache; outputs/DATASET/cache if not given.")
     ] = None,
-    views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
+    views: Views = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many samples; the cache may grow later.")
+        int | None,
+        typer.Option(
+            min=1, help="Only so many samples, drawn at random; the cache may grow later."
+        ),
     ] = None,
     clips: Annotated[
         list[str] | None,
@@ -225,14 +244,19 @@ def extract(
         int | None,
         typer.Option(
             min=1,
-            help="Start so many workers on this machine to make the chunks, one per GPU.",
+            help="Make the chunks by so many workers on this machine: one per GPU, or shares of "
+            "the CPU.",
         ),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="ADDR", help="Use the workers of this dask scheduler, as tcp://…"),
+        typer.Option(
+            metavar="ADDR",
+            help="Make the chunks by the workers of this dask scheduler, as tcp://head:8786; "
+            "--device is theirs.",
+        ),
     ] = None,
-    decoders: Decoders = 0,
+    decoders: WorkersDecoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     replace: Annotated[
@@ -241,8 +265,9 @@ def extract(
 ) -> None:
     """Run both teachers over every view once; goes on where an interrupted run stopped.
 
-    By default in this process, on one device. --workers and --scheduler have the chunks made by
-    dask workers (docs/scale.md); --decoders is then for each of them, --device theirs.
+    By default this process makes all chunks, on one device. With --workers or --scheduler dask
+    workers make them (docs/scale.md); this process scores the teachers, fits the projection, and
+    commits what they make.
     """
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a scheduler, --scheduler names one: give one")
@@ -279,12 +304,17 @@ def extract(
 def plan(
     dataset: Dataset,
     root: Root = None,
-    views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
+    views: Views = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many samples.")] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="So many, each with a device as the one at hand.")
+        int,
+        typer.Option(
+            min=1,
+            help="So many workers, each with a GPU as the one at hand; on a CPU they share its "
+            "cores, and are no faster than one.",
+        ),
     ] = 1,
-    decoders: Decoders = 0,
+    decoders: WorkersDecoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     seconds: Annotated[
@@ -295,7 +325,7 @@ def plan(
     """Say what an extraction will take: bytes, hours, and when it has paid.
 
     Some samples are decoded and run through the networks, with random weights, on the device at
-    hand; nothing is written.
+    hand; nothing is written. Give the options that `extract` will have.
     """
     from stages.plan import Options
     from stages.plan import plan as stage
