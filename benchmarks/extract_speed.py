@@ -14,19 +14,17 @@ import argparse
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from decode import make_video
-from making import machine, print_table
+from making import machine, memory, print_table, thirds
 from pipeline.clips import ClipReader, Request, in_batches
 from pipeline.config import Run
 from pipeline.config_file import load_config
@@ -91,28 +89,6 @@ def written(folder: Path, name: str, text: str) -> Run:
 
 
 @contextmanager
-def memory() -> Iterator[list[float]]:
-    """The resident megabytes of this process and its children, twice a second."""
-    found: list[float] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        own = psutil.Process()
-        while not done.wait(0.5):
-            with suppress(psutil.NoSuchProcess):
-                everyone = [own, *own.children(recursive=True)]
-                found.append(sum(one.memory_info().rss for one in everyone) / 1e6)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
-
-
-@contextmanager
 def timed(module: Any, name: str, seconds: list[float]) -> Iterator[None]:
     """Note how long each call of a function takes."""
     real: Callable[..., Any] = getattr(module, name)
@@ -160,13 +136,6 @@ class Bare:
                     last = features(model, part, self._networks.precision).pooled
         last.sum().item()  # waits for a GPU
         return time.perf_counter() - started
-
-
-def thirds(values: list[float]) -> str:
-    """The greatest of the first, the second, the last third."""
-    size = max(1, len(values) // 3)
-    parts = [values[:size], values[size : 2 * size], values[2 * size :]]
-    return ", ".join(f"{max(part, default=0):.0f}" for part in parts)
 
 
 def main() -> None:
@@ -230,7 +199,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
             started = time.perf_counter()
             stage.extract(run, replace(options, out=folder / f"cache-{turn}"))
             whole.append(time.perf_counter() - started)
-        resident.append(thirds(of_run))
+        resident.append(thirds([sum(each) for each in of_run]))
     rows = asked.samples * asked.views
     print(
         f"\n{asked.samples} samples × {asked.views} views through {run.teach.vit.model} and "
