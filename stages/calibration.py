@@ -94,13 +94,17 @@ class Calibration:
         if self._run.extract.clip_format == "raw" or not self._networks.students:
             return 0.0
         fields = clip_fields(self._networks.students, {}, "jpeg")
-        made = [read.clips for read in self._reads if read.clips]
-        started = time.perf_counter()
-        for name, field in zip(self._networks.students, fields, strict=True):
-            for of_sample in made:
-                as_stored(of_sample.clips[self._networks.student_clip(name)], field)
-        views = sum(len(of_sample.views) for of_sample in made)
-        return (time.perf_counter() - started) / views
+        made = [read.clips.clips for read in self._reads if read.clips]
+        clips = {
+            field: np.concatenate([each[self._networks.student_clip(name)] for each in made])
+            for name, field in zip(self._networks.students, fields, strict=True)
+        }
+
+        def encode(size: int) -> None:
+            for field, of_field in clips.items():
+                as_stored(of_field[np.arange(size) % len(of_field)], field)
+
+        return self._per_clip(encode)
 
     def network(self, name: str) -> float:
         """Of a teacher's forward pass over a view."""

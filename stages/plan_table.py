@@ -38,14 +38,18 @@ def _about(facts: Mapping[str, Any]) -> Table:
     )
     sizes = facts["bytes"]
     about.add_row("cache", f"{size(sizes['all'])}, {count(sizes['row'])} bytes a row")
-    about.add_row("decoding", f"{1000 * seconds['decode']:.1f} ms a sample with all its views")
-    if seconds["encode"]:
-        about.add_row("encoding", f"{1000 * seconds['encode']:.1f} ms a view's stored clips")
-    about.add_row("", f"{_time(forecast['decode_core_hours'])} of one core")
+    encoding = f", JPEG {1000 * seconds['encode']:.1f} ms a view" if seconds["encode"] else ""
+    about.add_row(
+        "decoding",
+        f"{1000 * seconds['decode']:.1f} ms a sample with all its views{encoding}: "
+        f"{_time(forecast['decode_core_hours'])} of one core",
+    )
     for name, each in seconds["networks"].items():
         about.add_row(name, f"{1000 * each:.1f} ms a view on {facts['device']}")
     about.add_row("storing", f"{1000 * seconds['store']:.1f} ms a view")
-    about.add_row("", f"{_time(forecast['network_hours'])} on {facts['device']}")
+    about.add_row(
+        "networks", f"{_time(forecast['network_hours'])} on {facts['device']}, with storing"
+    )
     if facts["gate_videos"]:
         about.add_row(
             "gate",
