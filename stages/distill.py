@@ -7,11 +7,11 @@ differs. So the difference between them is what distillation gives.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, managers
+from multiprocessing import active_children, get_context, managers
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -24,7 +24,7 @@ from pipeline.config_training import Weights
 from pipeline.files import write_whole
 from pipeline.models import VideoModel
 from pipeline.objective import LABELS_ONLY
-from pipeline.processes import exit_with_parent
+from pipeline.processes import ProcessPool, exit_with_parent, ignoring_interrupts
 from pipeline.ranks import ALONE, Ranks, joined, launched
 from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, samples_from_table
@@ -233,16 +233,13 @@ def run_side_by_side(jobs: Sequence[Job], at_once: int | None = None) -> list[Pa
         jobs: the students.
         at_once: as many as run together; all by default.
     """
-    context = get_context("spawn")
     with ExitStack() as stack:
-        manager = managers.SyncManager(ctx=context)
-        manager.start(initializer=exit_with_parent)
+        manager = managers.SyncManager(ctx=get_context("spawn"))
+        with ignoring_interrupts():
+            manager.start(initializer=exit_with_parent)
         ticks: Queue[tuple[int, int]] = stack.enter_context(manager).Queue()
-        pool = stack.enter_context(
-            ProcessPoolExecutor(
-                at_once or len(jobs), mp_context=context, initializer=exit_with_parent
-            )
-        )
+        pool = stack.enter_context(ProcessPool(at_once or len(jobs)))
+        stack.enter_context(_ending_all_on_error())
         futures = [pool.submit(_in_process, job, index, ticks) for index, job in enumerate(jobs)]
         names = [f"training {job.name}" for job in jobs]
         totals = [_steps(job) for job in jobs]
@@ -260,6 +257,17 @@ def run_side_by_side(jobs: Sequence[Job], at_once: int | None = None) -> list[Pa
 def _in_process(job: Job, index: int, ticks: Queue[tuple[int, int]]) -> Past:
     """Train one student, telling how many steps of which one were done more."""
     return train_student(job, lambda steps: ticks.put((index, steps)))
+
+
+@contextmanager
+def _ending_all_on_error() -> Iterator[None]:
+    """End processes where one fails or Ctrl-C comes: else a training that goes on is waited for."""
+    try:
+        yield
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
 
 
 def _raise_first(futures: Sequence[Future[Past]]) -> None:
