@@ -26,7 +26,7 @@ from chain_making import nudge_weights, options, write_config
 from pipeline.config import Run
 from stages import cluster
 from stages.chunk_arrays import ExtractError
-from stages.extract import ExtractError, Options, extract
+from stages.extract import Options, extract
 
 # What dask says of workers that go away; the warnings of its own threads.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -215,5 +215,5 @@ def test_workers_that_never_come_back_are_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cluster, "_LOOK_EVERY_SEC", 0.1)
     with Client(n_workers=0, processes=False, dashboard_address=None) as client:
         future = client.submit(max, 1, 2)
-        with pytest.raises(ExtractError, match="all workers are gone, and for .* none came back"):
+        with pytest.raises(ExtractError, match=r"all workers are gone, and for .* none came back"):
             list(cluster._as_they_come(client, [future]))
