@@ -505,8 +505,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def _end_at_once() -> None:
     """End without waiting: other processes end with this one, the next command tidies up."""
-    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
-    typer.echo(f"{show_cursor}{_KEPT}", err=True)
+    below_bar = "\n\x1b[?25h" if sys.stderr.isatty() else ""  # which hides the cursor
+    typer.echo(f"{below_bar}{_KEPT}", err=True)
     os._exit(_INTERRUPTED)
 
 
