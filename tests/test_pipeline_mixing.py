@@ -9,11 +9,12 @@ from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.learner import Answer
 from pipeline.mixing import Mix, draw_mix, mix_clips
 from pipeline.objective import LABELS_ONLY, NO_LABEL, Batch, Method, cross_entropy, loss_terms
-from pipeline.optimising import make_optimiser
+from pipeline.optimising import make_optimiser, start_training
 from pipeline.training import train, train_step
-from training_making import make_batch, make_network, make_recipe
+from training_making import learner_of, make_batch, make_network, make_recipe
 
 
 def random_clips(*shape: int) -> Tensor:
@@ -99,12 +100,13 @@ def test_a_step_mixes_clips_and_the_labels_of_every_head() -> None:
             for head, logits in answer.logits.items()
         ]
     ).mean()
-    terms, _ = loss_terms(answer, None, mixed, Method(LABELS_ONLY))
+    terms, _ = loss_terms(Answer(answer, {}), mixed, Method(LABELS_ONLY))
     torch.testing.assert_close(terms["ce"], expected)
     model, _ = make_network()
-    optimiser = make_optimiser(model, None, make_recipe())
-    stepped, _, _ = train_step(model.train(), None, mixed, Method(LABELS_ONLY), optimiser, 1.0)
-    torch.testing.assert_close(stepped["loss"], expected, rtol=1e-4, atol=1e-5)
+    learner = learner_of(model)
+    optimiser = make_optimiser(learner, make_recipe())
+    (outcome,) = train_step(learner.train(), mixed, Method(LABELS_ONLY), optimiser, 1.0)
+    torch.testing.assert_close(outcome.terms["loss"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_accuracy_counts_labelled_samples_by_the_greater_share() -> None:
@@ -117,13 +119,12 @@ def test_accuracy_counts_labelled_samples_by_the_greater_share() -> None:
         model.net.blocks[-1].proj.bias.zero_()[3] = 5.0
     for share in (0.9, 0.1):
         given = Batch(batch.names, batch.clips, {"verb": verbs, "noun": none}, mix=Mix(share))
+        recipe = make_recipe(epochs=1, learning_rate=1e-9)
         (log,) = train(
-            model=model,
-            branch=None,
-            recipe=make_recipe(epochs=1, learning_rate=1e-9),
+            start_training(learner_of(model), recipe, 1),
+            recipe=recipe,
             method=Method(LABELS_ONLY),
-            batches=lambda _, given=given: [given],  # type: ignore[misc]
-            steps_per_epoch=1,
+            batches=lambda *_, given=given: [given],  # type: ignore[misc]
         )
         assert log.record["accuracy/verb"] == pytest.approx(1 / 3)
         assert log.record["accuracy/noun"] == 0.0
