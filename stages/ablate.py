@@ -127,7 +127,10 @@ def _train(
         console.print(f"{stand} of {plural(len(chosen), 'student')} are trained already")
     if not students:
         return {}
-    at_once = options.at_once or _fitting(students, cache, options)
+    at_once, why = options.at_once, "by --at-once"
+    if at_once is None:
+        at_once, why = _fitting(students[0].run, cache, options)
+    console.print(f"{plural(len(students), 'student')} to train, {at_once} at once: {why}")
     jobs = [
         Job(
             name=student.name,
@@ -162,20 +165,20 @@ def _train(
     return failed
 
 
-def _fitting(students: Sequence[Student], cache: TeacherCache, options: Options) -> int:
-    """How many trainings run at once: one on a GPU, else as many as cores and memory allow."""
-    count = plural(len(students), "student")
+def _fitting(run: Run, cache: TeacherCache, options: Options) -> tuple[int, str]:
+    """How many trainings run at once, and why: one on a GPU, else what cores and memory allow.
+
+    However few are left to train: the threads of each are then the same.
+    """
     if options.device.type != "cpu":
-        console.print(f"{count} to train, one after another on {options.device} (see --at-once)")
-        return 1
+        return 1, f"on {options.device} --at-once chooses more"
     cores, free = os.cpu_count() or 1, free_memory()
-    need = memory_of(students[0].run, cache, options.decoders)
-    at_once = max(1, min(cores, free // need))  # however few are left: threads are then the same
-    console.print(
-        f"{count} to train, {at_once} at once: {plural(cores, 'core')}, and of {size(free)} free "
-        f"memory each takes about {size(need)} (--at-once chooses another number)"
+    need = memory_of(run, cache, options.decoders)
+    why = (
+        f"{plural(cores, 'core')}, and of {size(free)} free memory each takes about {size(need)}; "
+        "--at-once chooses another number"
     )
-    return at_once
+    return max(1, min(cores, free // need)), why
 
 
 def _reason(error: BaseException, student: Student) -> str:

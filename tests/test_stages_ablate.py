@@ -27,7 +27,7 @@ from pipeline.config_training import Weights
 from pipeline.resuming import Past
 from stages import ablate as stage
 from stages import cli, memory
-from stages.ablation_results import Student, student_of
+from stages.ablation_results import Student
 from stages.ablation_table import summary, write_all
 from stages.feed import Feed, used_part
 from stages.intervals import estimate, t_quantile
@@ -328,23 +328,21 @@ def test_unknown_variants_and_torchrun_are_refused(
 
 
 def test_as_many_at_once_as_memory_and_cores_allow(
-    mini: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    mini: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = open_cache(mini.cache_path)
     need = memory.memory_of(mini, cache, decoders=0)
     assert 0.8e9 < need < 1.5e9  # about what `top` shows
     assert memory.memory_of(mini, cache, decoders=2) - need == 2 * memory._PROCESS_BYTES
     assert 0 < memory.free_memory() <= psutil.virtual_memory().total
-    student = student_of(mini, variants_of(mini)["all"], 0, cache, used_part(mini, cache))
     at_once: list[Any] = []
     for cores, free in ((4, 10 * need), (64, 3.5 * need), (64, 0)):
         monkeypatch.setattr(stage.os, "cpu_count", lambda cores=cores: cores)
         monkeypatch.setattr(stage, "free_memory", lambda free=free: int(free))
-        at_once.append(stage._fitting([student], cache, options(mini)))
+        at_once.append(stage._fitting(mini, cache, options(mini))[0])
     assert at_once == [4, 3, 1]
     gpu = replace(options(mini), device=torch.device("cuda"))
-    assert stage._fitting([student], cache, gpu) == 1
-    assert "(see --at-once)" in capfd.readouterr().err
+    assert stage._fitting(mini, cache, gpu) == (1, "on cuda --at-once chooses more")
 
 
 @pytest.mark.slow
