@@ -14,19 +14,17 @@ import argparse
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from decode import make_video
-from making import machine, print_table
+from making import machine, memory, print_table, thirds
 from pipeline.clips import ClipReader, Request, in_batches
 from pipeline.config import Run
 from pipeline.config_file import load_config
@@ -91,28 +89,6 @@ def written(folder: Path, name: str, text: str) -> Run:
 
 
 @contextmanager
-def memory() -> Iterator[list[float]]:
-    """The resident megabytes of this process and its children, twice a second."""
-    found: list[float] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        own = psutil.Process()
-        while not done.wait(0.5):
-            with suppress(psutil.NoSuchProcess):
-                everyone = [own, *own.children(recursive=True)]
-                found.append(sum(one.memory_info().rss for one in everyone) / 1e6)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
-
-
-@contextmanager
 def timed(module: Any, name: str, seconds: list[float]) -> Iterator[None]:
     """Note how long each call of a function takes."""
     real: Callable[..., Any] = getattr(module, name)
@@ -162,13 +138,6 @@ class Bare:
         return time.perf_counter() - started
 
 
-def thirds(values: list[float]) -> str:
-    """The greatest of the first, the second, the last third."""
-    size = max(1, len(values) // 3)
-    parts = [values[:size], values[size : 2 * size], values[2 * size :]]
-    return ", ".join(f"{max(part, default=0):.0f}" for part in parts)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -214,6 +183,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
             device=options.device,
         ),
     )
+    hours_planned = forecast["forecast"]["wall_hours"] - forecast["forecast"]["gate_hours"]
     bare = Bare(run, options)
     bare.seconds()  # the first pass sets things up
     fits: list[float] = []
@@ -229,7 +199,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
             started = time.perf_counter()
             stage.extract(run, replace(options, out=folder / f"cache-{turn}"))
             whole.append(time.perf_counter() - started)
-        resident.append(thirds(of_run))
+        resident.append(thirds([sum(each) for each in of_run]))
     rows = asked.samples * asked.views
     print(
         f"\n{asked.samples} samples × {asked.views} views through {run.teach.vit.model} and "
@@ -252,7 +222,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
             ],
             [
                 "`plan`: projection and chunks",
-                f"{3600 * forecast['forecast']['wall_hours']:.1f}",
+                f"{3600 * hours_planned:.1f}",
                 "–",
             ],
         ],
@@ -262,7 +232,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         f"\n- chunks / bare forward, at most {MOST}: {ratio:.3f}, "
         f"{'met' if ratio <= MOST else 'MISSED'}"
     )
-    share = 3600 * forecast["forecast"]["wall_hours"] / (fit + loop)
+    share = hours_planned * 3600 / (fit + loop)
     print(
         f"- forecast / projection and chunks, within {NEAR:.0%}: {share:.2f}, "
         f"{'met' if abs(share - 1) <= NEAR else 'MISSED'}"

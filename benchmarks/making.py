@@ -1,16 +1,19 @@
-"""What the benchmarks share: the payload of a real cache, clocks, cold page caches, tables."""
+"""What benchmarks share: the payload of a real cache, clocks, memory, cold page caches, tables."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -131,6 +134,34 @@ def forget_pages(folder: Path) -> None:
             descriptor = os.open(path, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
+
+
+@contextmanager
+def memory() -> Iterator[list[list[float]]]:
+    """The resident megabytes of this process and of each of its children, twice a second."""
+    found: list[list[float]] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        own = psutil.Process()
+        while not done.wait(0.5):
+            with suppress(psutil.NoSuchProcess):
+                everyone = [own, *own.children(recursive=True)]
+                found.append([one.memory_info().rss / 1e6 for one in everyone])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def thirds(found: Sequence[float]) -> str:
+    """The greatest value in each third: flat, or does it grow?"""
+    parts = np.array_split(np.array(found), 3)
+    return ", ".join(f"{part.max():.0f}" if len(part) else "–" for part in parts)
 
 
 def machine() -> str:

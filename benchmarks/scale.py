@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from cache import CacheWriter, open_cache
-from making import machine, print_table
+from making import machine, memory, print_table, thirds
 from pipeline.config import Run
 from pipeline.config_file import load_config
 from pipeline.datasets.k400 import class_names
@@ -94,7 +94,8 @@ def extracted(folder: Path, samples: int, views: int, workers: int) -> list[str]
     run, out = make_run(folder, samples), folder / "cache"
     commits.clear()
     started, busy = time.perf_counter(), time.process_time()
-    stage.extract(run, options(out, views, workers))
+    with memory() as resident:
+        stage.extract(run, options(out, views, workers))
     wall, busy = time.perf_counter() - started, time.process_time() - busy
     times, chunk = commit_times(out), run.extract.chunk_samples * views
     part = max(2, 10_000 // run.extract.chunk_samples)
@@ -113,6 +114,8 @@ def extracted(folder: Path, samples: int, views: int, workers: int) -> list[str]
         f"{last / first:.2f}",
         f"{busy / wall:.2f}",
         f"{1000 * statistics.median(commits):.1f}",
+        thirds([each[0] for each in resident]),
+        thirds([max(each[1:]) for each in resident if each[1:]]),
     ]
 
 
@@ -190,7 +193,8 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"\n{asked.views} views, stand-in teachers, {threads} thread(s); {machine()}.\n")
     head = ["workers", "samples", "s", "rows/s", "MB/s", "ms a row, first 10,000 samples"]
-    print_table([*head, "last 10,000", "ratio", "main process, cores", "ms a commit"], lines)
+    head += ["last 10,000", "ratio", "main process, cores", "ms a commit"]
+    print_table([*head, "its memory, MB, by thirds", "greatest worker's"], lines)
     ratio = max(float(line[7]) for line in lines)
     print(f"\n- last / first, at most {EVEN}: {ratio}, {'met' if ratio <= EVEN else 'MISSED'}\n")
     print_table(["samples", "chunks at the kill", "s until the next run computes"], kills)

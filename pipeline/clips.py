@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cutting import ClipCutter, SampleClips, frame_digest
-from pipeline.processes import exit_with_parent
+from pipeline.processes import exit_with_parent, ignoring_interrupts
 from pipeline.samples import Sample, Samples
 from pipeline.video import Video, VideoError, VideoInfo, open_video
 from pipeline.views import (
@@ -324,7 +325,9 @@ class ClipReader:
         for first in coming:  # else no process need be started
             self._batches.left = chain([first], coming)
             try:
-                yield from self._loader
+                with ignoring_interrupts() if self._loader.num_workers else nullcontext():
+                    reads = iter(self._loader)
+                yield from reads
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise

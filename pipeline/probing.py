@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.processes import exit_with_parent
+from pipeline.processes import ProcessPool
 from pipeline.video import VideoError, open_video
 
 _BATCH = 16  # videos that one process is given at a time
@@ -146,8 +145,7 @@ def _probed(root: Path, todo: Iterator[list[str]], workers: int) -> Iterator[lis
     if workers == 0:
         yield from (_probe_batch(root, batch) for batch in todo)
         return
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=exit_with_parent) as pool:
+    with ProcessPool(workers) as pool:
         running: dict[Future[list[Answer]], list[str]] = {}
         while True:
             for batch in islice(todo, 2 * workers - len(running)):

@@ -70,8 +70,11 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    before = distributed.is_initialized()  # the ranks of one start can meet only once
+    if not before:
+        distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size()), own
     finally:
-        distributed.destroy_process_group()
+        if not before:
+            distributed.destroy_process_group()

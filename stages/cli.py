@@ -6,10 +6,15 @@ Stages are imported when they run: `--help` and mistakes answer at once, without
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
 import sys
+import threading
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.config import Run
+
+_INTERRUPTED = 130  # the exit code after Ctrl-C
+_ORDERLY_SEC = 5.0  # for the end after it
+_KEPT = "interrupted: what was finished is kept, and the same command makes the rest"
 
 app = typer.Typer(
     help="Distil two big video models into a small one, from a cache of their outputs.",
@@ -33,12 +42,28 @@ cache_app = typer.Typer(
 )
 
 Dataset = Annotated[str, typer.Option(help="Reads configs/DATASET.yaml.")]
-Root = Annotated[Path | None, typer.Option(help="Where the videos are.")]
+Root = Annotated[
+    Path | None, typer.Option(help="Where the videos are, if not at the config's prepare.root.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 CacheFolder = Annotated[str, typer.Argument(help="The cache's folder.")]
-Decoders = Annotated[int, typer.Option(min=0, help="Processes that decode video; 0 uses this one.")]
+Decoders = Annotated[
+    int, typer.Option(min=0, help="Processes that decode video; 0 decodes in this one.")
+]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
+]
+WorkersDecoders = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Processes that decode video, of this process and of each worker, on its machine; "
+        "with 0 they decode themselves.",
+    ),
+]
+Views = Annotated[
+    int | None,
+    typer.Option(min=1, help="Views of each sample; extract.views.count if not given."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips in one forward pass.")]
 CachePath = Annotated[
@@ -276,9 +301,12 @@ def extract(
     out: Annotated[
         str | None, typer.Option(help="The cache; outputs/DATASET/cache if not given.")
     ] = None,
-    views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
+    views: Views = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many samples; the cache may grow later.")
+        int | None,
+        typer.Option(
+            min=1, help="Only so many samples, drawn at random; the cache may grow later."
+        ),
     ] = None,
     clips: Annotated[
         list[str] | None,
@@ -298,14 +326,19 @@ def extract(
         int | None,
         typer.Option(
             min=1,
-            help="Start so many workers on this machine to make the chunks, one per GPU.",
+            help="Make the chunks by so many workers on this machine: one per GPU, or shares of "
+            "the CPU.",
         ),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="ADDR", help="Use the workers of this dask scheduler, as tcp://…"),
+        typer.Option(
+            metavar="ADDR",
+            help="Make the chunks by the workers of this dask scheduler, as tcp://head:8786; "
+            "--device is theirs.",
+        ),
     ] = None,
-    decoders: Decoders = 0,
+    decoders: WorkersDecoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     replace: Annotated[
@@ -314,8 +347,9 @@ def extract(
 ) -> None:
     """Run both teachers over every view once; goes on where an interrupted run stopped.
 
-    By default in this process, on one device. --workers and --scheduler have the chunks made by
-    dask workers (docs/scale.md); --decoders is then for each of them, --device theirs.
+    By default this process makes all chunks, on one device. With --workers or --scheduler dask
+    workers make them (docs/scale.md); this process scores the teachers, fits the projection, and
+    commits what they make.
     """
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a scheduler, --scheduler names one: give one")
@@ -352,12 +386,17 @@ def extract(
 def plan(
     dataset: Dataset,
     root: Root = None,
-    views: Annotated[int | None, typer.Option(min=1, help="Views of each sample.")] = None,
+    views: Views = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many samples.")] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="So many, each with a device as the one at hand.")
+        int,
+        typer.Option(
+            min=1,
+            help="So many workers, each with a GPU as the one at hand; on a CPU they share its "
+            "cores, and are no faster than one.",
+        ),
     ] = 1,
-    decoders: Decoders = 0,
+    decoders: WorkersDecoders = 0,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     seconds: Annotated[
@@ -368,10 +407,11 @@ def plan(
     """Say what an extraction will take: bytes, hours, and when it has paid.
 
     Some samples are decoded and run through the networks, with random weights, on the device at
-    hand; nothing is written.
+    hand; nothing is written. Give the options that `extract` will have.
     """
-    from stages.plan import Options, show
+    from stages.plan import Options
     from stages.plan import plan as stage
+    from stages.plan_table import show
 
     run = _load(dataset, root)
     options = Options(
@@ -504,13 +544,35 @@ def _device(name: str) -> torch.device:
 
 def _run(command: typer.Typer) -> None:
     """Run a command; what a user can mend is one message, everything else a traceback."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         command()
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # typer makes it of KeyboardInterrupt
+            typer.echo(_KEPT, err=True)
+        raise
     except Exception as error:
         if not _explains_itself(error):
             raise
         typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(1)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """End this command in order on Ctrl-C; at once on another, or when that takes long."""
+    signal.signal(signal.SIGINT, lambda _signal, _frame: _end_at_once())
+    deadline = threading.Timer(_ORDERLY_SEC, _end_at_once)
+    deadline.daemon = True
+    deadline.start()
+    logging.disable()  # of what is cut off on the way
+    raise KeyboardInterrupt
+
+
+def _end_at_once() -> None:
+    """End without waiting: other processes end with this one, the next command tidies up."""
+    below_bar = "\n\x1b[?25h" if sys.stderr.isatty() else ""  # which hides the cursor
+    typer.echo(f"{below_bar}{_KEPT}", err=True)
+    os._exit(_INTERRUPTED)
 
 
 def _explains_itself(error: Exception) -> bool:

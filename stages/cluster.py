@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ from distributed.comm.core import CommClosedError
 from cache import CacheError, PendingChunk, StagedChunk, open_cache, read_layout, stage_chunk
 from pipeline.clips import DecoderDiedError
 from pipeline.config import Run
+from pipeline.processes import ignoring_interrupts
 from pipeline.samples import Samples
 from pipeline.weights import PUBLISHED
 from stages.chunk_arrays import ChunkArrays, ExtractError
@@ -53,7 +54,9 @@ GPU = "GPU"  # the resource that workers with a GPU offer
 _TASKS = 2  # of a worker: one decodes and writes while the other computes
 _ATTEMPTS = 3  # at a chunk whose decoders die
 _TOLD_EVERY_SEC = 2.0  # views that were made, by a worker
-_PATIENCE_SEC = 300.0  # for a scheduler that went away, and for a first worker
+_PATIENCE_SEC = 300.0  # for a scheduler that went away, and where there is no worker
+_LOOK_EVERY_SEC = 30.0  # whether there are workers still
+_QUIET = logging.CRITICAL  # of dask on this machine: errors reach this process, which tells them
 
 
 @dataclass(frozen=True)
@@ -343,7 +346,7 @@ def _made(client: Client, recipe: Recipe, pending: Sequence[PendingChunk]) -> It
             resources=resources,
         )
         futures[future] = work
-    for future in as_completed(list(futures)):
+    for future in _as_they_come(client, futures):
         try:
             staged = future.result()
         except KilledWorker as error:
@@ -354,6 +357,30 @@ def _made(client: Client, recipe: Recipe, pending: Sequence[PendingChunk]) -> It
             ) from error
         yield staged
         future.release()
+
+
+def _as_they_come(
+    client: Client, futures: Iterable[Future[StagedChunk]]
+) -> Iterator[Future[StagedChunk]]:
+    """Futures that are done, in the order in which they are.
+
+    Raises:
+        ExtractError: for long there has been no worker any more.
+    """
+    left, there = set(futures), time.monotonic()
+    while left:
+        try:
+            for future in as_completed(list(left), timeout=_LOOK_EVERY_SEC):
+                left.discard(future)
+                yield future
+        except TimeoutError:
+            if _workers(client):
+                there = time.monotonic()
+            elif time.monotonic() - there > _PATIENCE_SEC:
+                raise ExtractError(
+                    f"all workers are gone, and for {duration(_PATIENCE_SEC)} none came back. What "
+                    "was made is kept; the same command goes on once there are workers"
+                ) from None
 
 
 def _resources(client: Client, recipe: Recipe) -> dict[str, float]:
@@ -443,33 +470,37 @@ def local_cluster(workers: int, device: torch.device) -> Iterator[str]:
     settings = {
         "distributed.worker.daemon": False,  # or a worker could not have decoders
         "distributed.scheduler.allowed-failures": 10,
+        # Where torch takes longer than this to be imported, a worker that died and is being started
+        # anew would be given up.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": threads},
     }
     host = "127.0.0.1"
 
     def worker(index: int) -> dict[str, Any]:
         options: dict[str, Any] = {"nthreads": _TASKS, "memory_limit": 0, "host": host}
-        options["silence_logs"] = logging.ERROR
+        options["silence_logs"] = _QUIET
         if gpus:
             options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": visible[index]}}
         return {"cls": Nanny, "options": options}
 
-    with (
-        dask.config.set(settings),
-        SpecCluster(
-            workers={index: worker(index) for index in range(workers)},
-            scheduler={
-                "cls": Scheduler,
-                "options": {"host": host, "port": 0, "dashboard_address": f"{host}:0"},
-            },
-            silence_logs=logging.ERROR,
-        ) as cluster,
-    ):
-        console.print(
-            f"{plural(workers, 'worker')} on this machine, scheduler {cluster.scheduler_address}"
-            + (f", dashboard {cluster.dashboard_link}" if _has_dashboard() else "")
-        )
-        yield cluster.scheduler_address
+    with dask.config.set(settings):
+        with ignoring_interrupts():  # dask's thread, which this starts, starts the workers
+            cluster = SpecCluster(
+                workers={index: worker(index) for index in range(workers)},
+                scheduler={
+                    "cls": Scheduler,
+                    "options": {"host": host, "port": 0, "dashboard_address": f"{host}:0"},
+                },
+                silence_logs=_QUIET,
+            )
+        with cluster:
+            console.print(
+                f"{plural(workers, 'worker')} on this machine, scheduler "
+                f"{cluster.scheduler_address}"
+                + (f", dashboard {cluster.dashboard_link}" if _has_dashboard() else "")
+            )
+            yield cluster.scheduler_address
 
 
 def _has_dashboard() -> bool:

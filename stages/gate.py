@@ -79,11 +79,11 @@ def check_teachers(
         stages.scoring.ScoringError: not one video of the subset can be read.
     """
     problems = _wrong_classes(run, table)
+    count = videos_to_score(run, table, rows)
     known = _scores_of_teach(run, table, models)
     unknown = {name: model for name, model in models.items() if name not in known}
-    count = min(run.extract.gate.samples, rows // _PART)
     hints = {}
-    if unknown and count >= _LEAST:
+    if unknown and count:
         subset = _subset(run, table, count)
         split = "/".join(subset.splits())
         scored = score(
@@ -115,6 +115,12 @@ def check_teachers(
             "\n".join([*problems, "Going on all the same: extract.gate.enforce is false"])
         )
     return known
+
+
+def videos_to_score(run: Run, table: Samples, rows: int) -> int:
+    """On how many videos teachers are scored before so many rows are made; 0 where they are few."""
+    count = min(run.extract.gate.samples, rows // _PART)
+    return min(count, len(table.of_splits(_splits(run, table)))) if count >= _LEAST else 0
 
 
 _CAUSES = """\
@@ -149,12 +155,14 @@ def _scores_of_teach(
 
 def _subset(run: Run, table: Samples, count: int) -> Samples:
     """So many labelled samples, drawn by the seed of the views."""
-    splits = [run.evaluate.split]
-    if run.evaluate.split not in table.splits():
-        splits = run.extract.splits
-    samples = labelled(table.of_splits(splits))
+    samples = labelled(table.of_splits(_splits(run, table)))
     rows = np.random.default_rng(run.extract.views.seed).permutation(len(samples))[:count]
     return samples.take(np.sort(rows))
+
+
+def _splits(run: Run, table: Samples) -> list[str]:
+    """What is scored: the evaluation split, or where there is none, what is extracted."""
+    return [run.evaluate.split] if run.evaluate.split in table.splits() else run.extract.splits
 
 
 def _wrong_classes(run: Run, table: Samples) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from multiprocessing import active_children, get_context, managers
 from queue import Empty, Queue
 
-from pipeline.processes import exit_with_parent
+from pipeline.processes import ProcessPool, exit_with_parent, ignoring_interrupts
 from pipeline.resuming import Past
 from pipeline.training import steps_in_epoch
 from stages.progress import meter, meters
@@ -73,19 +73,17 @@ def train_each(
         on_steps: is told of which job, by its number, how many steps were done more.
         on_end: is given each as it ends; what it raises ends all.
     """
-    context = get_context("spawn")
     with ExitStack() as stack:
-        manager = managers.SyncManager(ctx=context)
-        manager.start(initializer=exit_with_parent)
+        manager = managers.SyncManager(ctx=get_context("spawn"))
+        with ignoring_interrupts():
+            manager.start(initializer=exit_with_parent)
         ticks: Queue[tuple[int, int]] = stack.enter_context(manager).Queue()
-        pool = stack.enter_context(
-            ProcessPoolExecutor(at_once, mp_context=context, initializer=exit_with_parent)
-        )
+        pool = stack.enter_context(ProcessPool(at_once))
         stack.enter_context(_ending_all_on_error())
         waiting = list(enumerate(jobs))
         running: dict[int, Future[Past]] = {}
         while waiting or running or not ticks.empty():
-            while waiting and len(running) < at_once:  # no queue: Ctrl-C leaves nothing to begin
+            while waiting and len(running) < at_once:  # none waits in the pool
                 index, job = waiting.pop(0)
                 running[index] = _started(pool, job, index, ticks)
             for index in [index for index, future in running.items() if future.done()]:
@@ -97,7 +95,7 @@ def train_each(
 
 
 def _started(
-    pool: ProcessPoolExecutor, job: Job, index: int, ticks: Queue[tuple[int, int]]
+    pool: ProcessPool, job: Job, index: int, ticks: Queue[tuple[int, int]]
 ) -> Future[Past]:
     """Begin a training; where a process died before, it has failed already."""
     try:

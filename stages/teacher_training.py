@@ -1,4 +1,4 @@
-"""One teacher trained, epoch by epoch; what was interrupted goes on after its last epoch."""
+"""One teacher trained; what was interrupted goes on from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from pipeline.weights import load_weights, weights_digest
 from stages.epochs import keep_epoch, validation_top1
 from stages.files import write_csv, write_text
 from stages.progress import console, meter
+
+_CHECKPOINT_STEPS = 500  # from one to the next; there is one after each epoch too
 
 
 class TeachError(ValueError):
@@ -149,7 +151,7 @@ def train_teacher(
     device: torch.device,
     decoders: int,
 ) -> None:
-    """Train one teacher, going on after the last epoch that was finished, and write its weights.
+    """Train one teacher, going on from its checkpoint if there is one, and write its weights.
 
     Below `outputs/<dataset>/teach/<role>/` lie `last.safetensors`, `best.safetensors` if there is a
     validation split, and `checkpoint.pt`; of a finished training it is kept until
@@ -176,17 +178,24 @@ def train_teacher(
     past, checkpoint = Past(), _checkpoint(run, role)
     if checkpoint.exists():
         past = load_checkpoint(checkpoint, training, belongs_to)
-        console.print(f"{role}: {checkpoint} goes on after epoch {training.epochs_done - 1}")
+        steps = training.epochs_done * feed.steps + training.steps_done
+        console.print(f"{role}: {checkpoint} goes on after {steps} steps")
     started = time.perf_counter()
     with meter(f"training {role}", total=recipe.epochs * feed.steps, unit="steps") as counter:
-        if training.epochs_done:
-            counter.advance(training.epochs_done * feed.steps)
+        if training.epochs_done or training.steps_done:
+            counter.advance(training.epochs_done * feed.steps + training.steps_done)
+
+        def step_done() -> None:
+            counter.advance()
+            if training.steps_done % _CHECKPOINT_STEPS == 0:
+                save_checkpoint(checkpoint, training, past, belongs_to)
+
         for log in train(
             training,
             recipe=recipe,
             method=Method(LABELS_ONLY, label_smoothing=recipe.label_smoothing),
             batches=feed,
-            on_step=counter.advance,
+            on_step=step_done,
         ):
             record: dict[str, Any] = {"epoch": log.epoch, **log.record}
             if validation is not None:

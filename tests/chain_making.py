@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
+from cache import open_cache
 from pipeline.config import Run, Teacher
 from pipeline.config_file import load_config
 from pipeline.models import create_model
+from pipeline.objective import LABELS_ONLY
+from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, write_samples
 from pipeline.weights import load_weights, save_weights
+from stages.distill import with_weights
 from stages.extract import Options
+from stages.feed import used_part
+from stages.student_training import Job, train_student
 
 CONFIG = """
 dataset: mini
@@ -85,6 +92,28 @@ def options(run: Run, *, replace: bool = False, views: int | None = None) -> Opt
         replace=replace,
         device=torch.device("cpu"),
     )
+
+
+def job(run: Run, variant: str = "student", folder: str | Path = "trained") -> Job:
+    """What `dualkd distill` has trained for one of the two."""
+    cache = open_cache(run.cache_path)
+    trained = run if variant == "student" else with_weights(run, LABELS_ONLY)
+    return Job(
+        name=variant,
+        run=trained,
+        cache=cache,
+        part=used_part(run, cache),
+        folder=Path(folder),
+        device="cpu",
+        threads=1,
+        decoders=0,
+        checkpoint_steps=1000,
+    )
+
+
+def in_turn(jobs: Sequence[Job]) -> list[Past]:
+    """Train each in this process: two more would take longer to start than to train."""
+    return [train_student(one) for one in jobs]
 
 
 def replace_column(run: Run, column: str, row: int, value: object) -> str:

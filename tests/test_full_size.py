@@ -22,7 +22,7 @@ from pipeline.datasets.k400 import class_names
 from pipeline.models import create_model, model_entry
 from pipeline.samples import Sample, build_samples, write_samples
 from pipeline.weights import save_weights
-from stages.distill import distill
+from stages.distill import Options, distill
 from stages.evaluate import evaluate
 from stages.extract import extract
 from stages.teachers import features
@@ -129,7 +129,7 @@ def losses(run: Run, variant: str) -> dict[str, float]:
 def run_chain(run: Run, device: torch.device) -> None:
     """Extract → distill one epoch → evaluate."""
     extract(run, replace(options(run, views=1), batch_size=1, device=device))
-    distill(run, cache_path=run.cache_path, device=device, decoders=0)
+    distill(run, Options(run.cache_path, device, 0))
     evaluate(run, device=device, decoders=0, batch_size=1)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -389,10 +391,14 @@ def test_the_end_of_a_stretch_is_the_end_of_the_video_at_most() -> None:
             stretch(sample("h264", start, 9.0), info)
 
 
-def test_a_decoder_that_dies_is_told(root: Path) -> None:
+def test_a_decoder_ignores_ctrl_c_and_one_that_dies_is_told(root: Path) -> None:
     reader = ClipReader(ClipDataset(root, table("h264"), SPECS), 1, ahead=1)
     reads = reader.read([[(0, VIEWS)]] * 9)
     next(reads)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGINT)
+    for _ in range(3):
+        next(reads)
     for child in multiprocessing.active_children():
         child.kill()
     with pytest.raises(DecoderDiedError, match=r"a process that decodes died .* the same command"):

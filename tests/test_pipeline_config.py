@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from pipeline.config import Run
-from pipeline.config_file import ConfigError, config_path, load_config
+from pipeline.config_file import ConfigError, config_path, dump_config, load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [
@@ -380,3 +380,13 @@ def test_a_new_head_is_asked_for(tmp_path: Path) -> None:
     )
     run = load_config(changed(tmp_path, setting("teach.cnn.new_head", True)))
     assert (run.teach.cnn.new_head, run.teach.vit.new_head) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["demo", "k400", "hmdb51", "epic100", "folder"])
+def test_a_run_that_is_written_out_reads_back_the_same(name: str, tmp_path: Path) -> None:
+    run = load_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    text = dump_config(run)
+    (tmp_path / f"{name}.yaml").write_text(text)
+    assert load_config(tmp_path / f"{name}.yaml") == run
+    assert "precise_bn: 0" in text  # defaults too
+    assert text.index("prepare:") < text.index("teach:") < text.index("distill:")

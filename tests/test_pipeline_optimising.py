@@ -26,7 +26,7 @@ from pipeline.optimising import (
 )
 from pipeline.training import train, train_step
 from pipeline.views import normalise
-from training_making import NANO, make_batch, make_network, make_recipe
+from training_making import NANO, learner_of, make_batch, make_network, make_recipe
 
 MVIT = "torchvision/mvit_tiny"
 
@@ -48,7 +48,9 @@ def test_biases_and_norms_get_no_weight_decay() -> None:
     ]
     before = {p: p.detach().clone() for p in (*exempt, *decaying)}
     assert set(before) == {*model.parameters(), *branch.parameters()}
-    optimiser = make_optimiser(model, branch, make_recipe(learning_rate=0.5, weight_decay=0.1))
+    optimiser = make_optimiser(
+        learner_of(model, branch), make_recipe(learning_rate=0.5, weight_decay=0.1)
+    )
     for parameter in before:
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()  # nothing but the decay: w ← w · (1 - 0.5 · 0.1)
@@ -93,8 +95,8 @@ def test_a_network_without_blocks_has_no_depths() -> None:
     with pytest.raises(
         TrainingError, match=r"x3d_nano has no list of blocks .*layer_decay to 1\.0"
     ):
-        make_optimiser(model, None, make_recipe(), layer_decay=0.5)
-    make_optimiser(model, None, make_recipe(), decay_positions=False)  # asks for no depths
+        make_optimiser(learner_of(model), make_recipe(), layer_decay=0.5)
+    make_optimiser(learner_of(model), make_recipe(), decay_positions=False)  # asks for no depths
 
 
 def test_a_step_with_layer_decay_by_hand(vit: VideoModel) -> None:
@@ -102,7 +104,7 @@ def test_a_step_with_layer_decay_by_hand(vit: VideoModel) -> None:
     model = copy.deepcopy(vit)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     recipe = make_recipe(learning_rate=0.01, weight_decay=0.1)
-    optimiser = make_optimiser(model, None, recipe, layer_decay=0.75, decay_positions=False)
+    optimiser = make_optimiser(learner_of(model), recipe, layer_decay=0.75, decay_positions=False)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, -3.0)
     optimiser.step()
@@ -118,7 +120,9 @@ def test_a_step_with_layer_decay_by_hand(vit: VideoModel) -> None:
 
 def test_layer_decay_leaves_the_branch_at_the_full_rate_and_no_parameter_out() -> None:
     model, branch = make_network()
-    optimiser = make_optimiser(model, branch, make_recipe(learning_rate=0.01), layer_decay=0.5)
+    optimiser = make_optimiser(
+        learner_of(model, branch), make_recipe(learning_rate=0.01), layer_decay=0.5
+    )
     rates = {p: group["lr"] for group in optimiser.param_groups for p in group["params"]}
     assert set(rates) == {*model.parameters(), *branch.parameters()}
     assert {rates[p] for p in branch.parameters()} == {0.01}
@@ -131,7 +135,7 @@ def test_positional_parameters_decay_unless_told_otherwise(vit: VideoModel) -> N
     positional = {name for name in named if ".rel_pos_" in name}
     assert len(positional) == 3 * 4
     for decays in (True, False):
-        optimiser = make_optimiser(vit, None, make_recipe(), decay_positions=decays)
+        optimiser = make_optimiser(learner_of(vit), make_recipe(), decay_positions=decays)
         free = {id(p) for g in optimiser.param_groups if not g["weight_decay"] for p in g["params"]}
         assert {name for name in positional if id(named[name]) in free} == (
             set() if decays else positional
@@ -219,12 +223,10 @@ def test_the_defaults_train_as_a_plain_loop_to_the_last_bit() -> None:
     plain = copy.deepcopy(trained).to(memory_format=torch.channels_last_3d).train()
     torch.manual_seed(1)
     logs = train(
-        model=trained,
-        branch=None,
+        start_training(learner_of(trained), recipe, 2),
         recipe=recipe,
         method=Method(LABELS_ONLY, label_smoothing=0.1),
-        batches=lambda _: batches,
-        steps_per_epoch=2,
+        batches=lambda *_: batches,
     )
     list(logs)
     torch.manual_seed(1)
@@ -260,8 +262,9 @@ def test_the_defaults_train_as_a_plain_loop_to_the_last_bit() -> None:
 def test_the_average_is_its_closed_form() -> None:
     """After n steps: dⁿ·w₀ + (1 - d)·Σ dⁿ⁻ⁱ·wᵢ, of the norms' statistics too; counts are copied."""
     model, _ = make_network()
-    recipe, decay = make_recipe(epochs=2, learning_rate=1e-2), 0.8
-    training = start_training(model, None, recipe, 2, ema_decay=decay)
+    decay = 0.8
+    recipe = make_recipe(epochs=2, learning_rate=1e-2, ema_decay=decay)
+    training = start_training(learner_of(model), recipe, 2)
     assert training.average is not None
     assert training.result is training.average.module is not model
     states: list[dict[str, Tensor]] = []
@@ -271,14 +274,11 @@ def test_the_average_is_its_closed_form() -> None:
 
     remember()
     logs = train(
-        model=model,
-        branch=None,
+        training,
         recipe=recipe,
         method=Method(LABELS_ONLY),
-        batches=lambda _: [make_batch(4, 1), make_batch(4, 2)],
-        steps_per_epoch=2,
+        batches=lambda *_: [make_batch(4, 1), make_batch(4, 2)],
         on_step=remember,
-        training=training,
     )
     assert len(list(logs)) == 2
     n = len(states) - 1
@@ -297,7 +297,7 @@ def test_the_average_is_its_closed_form() -> None:
 
 def test_without_an_average_the_result_is_the_network() -> None:
     model, _ = make_network()
-    training = start_training(model, None, make_recipe(), 1)
+    training = start_training(learner_of(model), make_recipe(), 1)
     assert training.average is None
     assert training.result is model
 
@@ -338,13 +338,15 @@ def test_a_step_in_bf16_is_nearly_the_step_in_fp32() -> None:
     losses, gradients = [], []
     for bf16 in (False, True):
         model, branch = make_network()
-        optimiser = make_optimiser(model, branch, make_recipe())
-        terms, answer, _ = train_step(
-            model.train(), branch, make_batch(8), Method(LABELS_ONLY), optimiser, 1e9, bf16=bf16
+        learner = learner_of(model, branch)
+        optimiser = make_optimiser(learner, make_recipe())
+        (outcome,) = train_step(
+            learner.train(), make_batch(8), Method(LABELS_ONLY), optimiser, 1e9, bf16=bf16
         )
+        answer = outcome.answer.student
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert {t.dtype for t in (*answer.logits.values(), answer.map)} == {torch.float32}
-        losses.append(terms["loss"].item())
+        losses.append(outcome.terms["loss"].item())
         gradients.append(
             torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ from torch import Tensor
 
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.models import create_model
-from pipeline.objective import Method
+from pipeline.objective import Batch, Method
 from pipeline.optimising import Training, start_training
 from pipeline.resuming import CheckpointError, Past, load_checkpoint, save_checkpoint
 from pipeline.training import train
-from training_making import ALL, HEADS, NANO, RESIDUAL, make_batch, make_recipe
+from training_making import ALL, HEADS, NANO, RESIDUAL, learner_of, make_batch, make_recipe
 
 BELONGS_TO = {"model": NANO, "train": {"epochs": 4, "learning_rate": 0.01}, "heads": HEADS}
 
@@ -26,23 +28,20 @@ def fresh(seed: int = 0, ema_decay: float | None = 0.7) -> Training:
     torch.manual_seed(seed)
     model = create_model(NANO, HEADS, dropout=0.4)
     branch = StructureDiscrepancyBranch(model.map_channels, RESIDUAL[0], RESIDUAL[1:], 8)
-    recipe = make_recipe(epochs=4, learning_rate=0.01)
-    return start_training(model, branch, recipe, 2, layer_decay=0.8, ema_decay=ema_decay)
+    recipe = make_recipe(epochs=4, learning_rate=0.01, ema_decay=ema_decay)
+    return start_training(learner_of(model, branch), recipe, 2, layer_decay=0.8)
 
 
 def go_on(training: Training, path: Path, *, past: Past, until: int = 4) -> Past:
     """Train on, with a checkpoint after each epoch, and stop after so many."""
-    logs = train(
-        model=training.model,
-        branch=training.branch,
-        recipe=make_recipe(epochs=4, learning_rate=0.01),
-        method=Method(ALL),
-        batches=lambda epoch: [make_batch(4, 10 + epoch), make_batch(3, 20 + epoch)],
-        steps_per_epoch=2,
-        training=training,
-    )
-    for log in logs:
-        del log.record["clips_per_sec"]
+
+    def batches(epoch: int, first: int) -> list[Batch]:
+        made = [make_batch(4, 10 + epoch), make_batch(3, 20 + epoch)]
+        return [replace(batch, number=number) for number, batch in enumerate(made)][first:]
+
+    recipe = make_recipe(epochs=4, learning_rate=0.01)
+    for log in train(training, recipe=recipe, method=Method(ALL), batches=batches):
+        del log.record["clips_per_sec"], log.record["waited"]
         past.records.append({"epoch": log.epoch, **log.record})
         past.best_epoch, past.best_score = log.epoch, 0.25
         save_checkpoint(path, training, past, BELONGS_TO)
@@ -61,8 +60,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 def state(training: Training) -> list[Tensor]:
     assert training.average is not None
-    assert training.branch is not None
-    parts = (training.model, training.branch, training.optimiser, training.average.module)
+    parts = (training.learner, training.optimiser, training.average.module)
     return tensors([part.state_dict() for part in parts])
 
 
@@ -92,12 +90,11 @@ def test_a_checkpoint_appears_whole_or_not_at_all(
     save_checkpoint(path, training, Past(), BELONGS_TO)
     before = path.read_bytes()
 
-    def half(_: object, to: Path) -> None:
-        Path(to).write_bytes(before[: len(before) // 2])
+    def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device; the one of before stands"):
         save_checkpoint(path, training, Past(), BELONGS_TO)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -139,8 +136,10 @@ def test_what_is_no_checkpoint_is_refused_and_nothing_in_it_runs(
     elif what == "text":
         path.write_text("no checkpoint")
     else:
-        head = {"format": 1, "belongs_to": json.dumps(BELONGS_TO), "past": Code()}
-        content = {"code": head, "state dict": training.model.state_dict(), "list": [1, 2]}[what]
+        head = {"format": 2, "belongs_to": json.dumps(BELONGS_TO), "past": Code()}
+        content = {"code": head, "state dict": training.learner.model.state_dict(), "list": [1, 2]}[
+            what
+        ]
         torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"is no checkpoint .*; move .* away to begin anew"):
         load_checkpoint(path, training, BELONGS_TO)

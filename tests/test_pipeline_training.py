@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config_training import Weights
+from pipeline.learner import Answer
 from pipeline.models import Features, VideoModel, create_model
 from pipeline.objective import (
     LABELS_ONLY,
@@ -26,17 +27,25 @@ from pipeline.objective import (
     loss_terms,
     total_loss,
 )
-from pipeline.optimising import make_optimiser
+from pipeline.optimising import make_optimiser, start_training
 from pipeline.training import (
     EpochLog,
-    _ClassMeans,
     epoch_batches,
     predict,
     steps_in_epoch,
     train,
     train_step,
 )
-from training_making import ALL, HEADS, NANO, RESIDUAL, make_batch, make_network, make_recipe
+from training_making import (
+    ALL,
+    HEADS,
+    NANO,
+    RESIDUAL,
+    learner_of,
+    make_batch,
+    make_network,
+    make_recipe,
+)
 
 Array = NDArray[np.float64]
 
@@ -141,7 +150,8 @@ def terms_by_hand(
 
 def test_every_term_and_their_sum_against_numpy() -> None:
     answer, batch = make_answer(), make_batch(5)
-    terms, weights = loss_terms(answer, nn.Identity(), batch, Method(ALL, temperature=2.0))
+    predicted = Answer(answer, {"sdd": answer.map})
+    terms, weights = loss_terms(predicted, batch, Method(ALL, temperature=2.0))
     expected = terms_by_hand(answer, answer.map, batch, 2.0)
     got = {name: term.item() for name, term in terms.items()}
     assert got == pytest.approx(expected, rel=1e-5)
@@ -162,12 +172,13 @@ def test_a_whole_step_against_numpy() -> None:
     batch, method = make_batch(), Method(ALL, temperature=1.5)
     inputs = (batch.clips.permute(0, 4, 1, 2, 3).float() / 255 - 0.45) / 0.225
     predicted = copy.deepcopy(branch)(copy.deepcopy(model).train().features(inputs).map)
-    optimiser = make_optimiser(model, branch, make_recipe())
+    learner = learner_of(model, branch)
+    optimiser = make_optimiser(learner, make_recipe())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    terms, answer, _ = train_step(model.train(), branch, batch, method, optimiser, 1.0)
-    expected = terms_by_hand(answer, predicted, batch, 1.5)
+    (outcome,) = train_step(learner.train(), batch, method, optimiser, 1.0)
+    expected = terms_by_hand(outcome.answer.student, predicted, batch, 1.5)
     total = expected["ce"] + 0.7 * expected["kd"] + 0.3 * expected["sdd"] + 0.2 * expected["rkd"]
-    got = {name: term.item() for name, term in terms.items()}
+    got = {name: term.item() for name, term in outcome.terms.items()}
     assert got == pytest.approx({"loss": total, **expected}, rel=2e-4)
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert {"net.blocks.0.conv.conv_t.weight", "net.blocks.5.proj.weight"} <= moved
@@ -179,9 +190,10 @@ def test_label_smoothing_by_hand() -> None:
     logits = torch.tensor([[0.0, math.log(3)]])
     answer = Features({"action": logits}, torch.zeros(1, 2), torch.zeros(1, 2, 1, 1, 1))
     batch = Batch(["one"], torch.zeros(1), {"action": torch.tensor([1])})
-    terms, weights = loss_terms(answer, None, batch, Method(LABELS_ONLY, label_smoothing=0.2))
+    method = Method(LABELS_ONLY, label_smoothing=0.2)
+    terms, weights = loss_terms(Answer(answer, {}), batch, method)
     assert terms["ce"].item() == pytest.approx(0.3975433013, abs=1e-6)
-    terms, _ = loss_terms(answer, None, batch, Method(LABELS_ONLY))
+    terms, _ = loss_terms(Answer(answer, {}), batch, Method(LABELS_ONLY))
     assert terms["ce"].item() == pytest.approx(math.log(4 / 3), abs=1e-6)
     assert weights is None
 
@@ -209,9 +221,9 @@ def test_a_term_of_weight_0_is_not_computed() -> None:
     ]
     for weights, teachers, expected in cases:
         method = Method(Weights(**({"kd": 0.0, "sdd": 0.0, "rkd": 0.0} | weights)))
-        branch = nn.Identity() if "sdd" in weights else None
+        predicted = Answer(answer, {"sdd": answer.map} if "sdd" in weights else {})
         given = Batch(batch.names, batch.clips, batch.labels, teachers)
-        terms, led = loss_terms(answer, branch, given, method)
+        terms, led = loss_terms(predicted, given, method)
         assert set(terms) == expected
         assert (led is not None) == ("kd" in weights)
 
@@ -221,8 +233,8 @@ def test_a_weight_of_nearly_0_trains_as_a_weight_of_0() -> None:
     for size in (0.0, 1e-9):
         model, branch = make_network()
         batch, weights = make_batch(), Weights(kd=size, sdd=size, rkd=size)
-        clips = torch.randn(4, 3, 8, 40, 40, generator=torch.Generator().manual_seed(3))
-        terms, _ = loss_terms(model.train().features(clips), branch, batch, Method(weights))
+        answer = learner_of(model, branch).train()(batch.clips)
+        terms, _ = loss_terms(answer, batch, Method(weights))
         total_loss(terms, weights).backward()  # type: ignore[no-untyped-call]
         parameters = [p.grad for p in model.parameters() if p.grad is not None]
         gradients.append(torch.cat([gradient.flatten() for gradient in parameters]))
@@ -260,7 +272,7 @@ def test_a_missing_input_of_a_term_is_named() -> None:
         method = Method(Weights(**({"kd": 0.0, "sdd": 0.0, "rkd": 0.0} | {term: 1.0})))
         given = Batch(batch.names, batch.clips, batch.labels, teachers)
         with pytest.raises(TrainingError, match=named):
-            loss_terms(answer, nn.Identity() if has_branch else None, given, method)
+            loss_terms(Answer(answer, {"sdd": answer.map} if has_branch else {}), given, method)
 
 
 # ---- the step
@@ -274,10 +286,11 @@ def test_a_step_that_is_not_finite_names_the_samples_and_changes_nothing(what: s
         bias.data[0] = torch.nan
     else:
         bias.register_hook(lambda gradient: gradient * torch.inf)
-    optimiser = make_optimiser(model, None, make_recipe())
+    learner = learner_of(model)
+    optimiser = make_optimiser(learner, make_recipe())
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(TrainingError, match=f"the {what} is not finite .*clip-0, clip-1, clip-2"):
-        train_step(model, None, make_batch(3), Method(LABELS_ONLY), optimiser, 1.0)
+        train_step(learner, make_batch(3), Method(LABELS_ONLY), optimiser, 1.0)
     after = list(model.parameters())
     assert all(
         torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(after, before, strict=True)
@@ -287,7 +300,8 @@ def test_a_step_that_is_not_finite_names_the_samples_and_changes_nothing(what: s
 def test_the_gradient_of_model_and_branch_together_is_clipped() -> None:
     model, branch = make_network()
     optimiser = torch.optim.SGD([*model.parameters(), *branch.parameters()], lr=1e-3)
-    train_step(model, branch, make_batch(), Method(ALL), optimiser, clip_norm=0.01)
+    learner = learner_of(model, branch)
+    train_step(learner, make_batch(), Method(ALL), optimiser, clip_norm=0.01)
     parameters = [*model.parameters(), *branch.parameters()]
     squares = [p.grad.double().square().sum() for p in parameters if p.grad is not None]
     assert torch.stack(squares).sum().sqrt().item() == pytest.approx(0.01, rel=1e-3)
@@ -328,19 +342,9 @@ def run(
     **changes: Any,
 ) -> list[EpochLog]:
     """Train on the same batches in every epoch."""
-
-    def epoch_of(_: int) -> Iterable[Batch]:
-        return batches
-
-    logs = train(
-        model=model,
-        branch=branch,
-        recipe=make_recipe(**changes),
-        method=method,
-        batches=epoch_of,
-        steps_per_epoch=len(batches),
-    )
-    return list(logs)
+    recipe = make_recipe(**changes)
+    training = start_training(learner_of(model, branch), recipe, len(batches))
+    return list(train(training, recipe=recipe, method=method, batches=lambda *_: batches))
 
 
 def state_bytes(module: nn.Module) -> dict[str, bytes]:
@@ -355,7 +359,7 @@ def test_two_runs_of_one_seed_give_the_same_bits() -> None:
         logs = run(model, branch, [make_batch(4, 1), make_batch(4, 2)], Method(ALL))
         records = [dict(log.record) for log in logs]
         for record in records:
-            del record["clips_per_sec"]
+            del record["clips_per_sec"], record["waited"]
         return state_bytes(model), state_bytes(branch), records
 
     first, again, other = trained(0), trained(0), trained(1)
@@ -391,21 +395,32 @@ def test_the_record_of_an_epoch_by_hand() -> None:
     for batch in batches:  # at a rate of nearly 0 the network stays as it is
         twin = copy.deepcopy(model).to(memory_format=torch.channels_last_3d)
         optimiser = torch.optim.SGD(twin.parameters(), lr=0.0)
-        answers.append(train_step(twin.train(), None, batch, method, optimiser, 1.0))
+        answers += train_step(learner_of(twin).train(), batch, method, optimiser, 1.0)
     (log,) = run(model, branch, batches, method, epochs=1, learning_rate=1e-12)
     record = log.record
     for term in ("loss", "ce", "kd"):
-        mean = sum(terms[term].item() * n for (terms, _, _), n in zip(answers, (4, 2), strict=True))
+        mean = sum(one.terms[term].item() * n for one, n in zip(answers, (4, 2), strict=True))
         assert record[term] == pytest.approx(mean / 6, rel=1e-4)
     for head in HEADS:
         hits = [
-            int(answer.logits[head][row].argmax()) == int(batch.labels[head][row])
-            for (_, answer, _), batch in zip(answers, batches, strict=True)
-            for row in range(len(batch.names))
+            int(one.answer.student.logits[head][row].argmax()) == int(one.batch.labels[head][row])
+            for one in answers
+            for row in range(len(one.batch.names))
         ]
         assert record[f"accuracy/{head}"] == pytest.approx(sum(hits) / 6)
-    vit = [float(weight) for _, _, weights in answers for weight in weights[:, 0]]  # type: ignore[index]
+    vit = [float(weight) for one in answers for weight in one.weights[:, 0]]  # type: ignore[index]
     assert record["vit_weight"] == pytest.approx(np.mean(vit), rel=1e-4)
+    assert record["vit_weight_spread"] == pytest.approx(np.std(vit), rel=1e-4)
+    for teacher in ("vit", "cnn"):
+        for head in HEADS:
+            agreed = [
+                int(one.answer.student.logits[head][row].argmax())
+                == int(getattr(one.batch.teachers, f"{teacher}_logits")[head][row].argmax())
+                for one in answers
+                for row in range(len(one.batch.names))
+            ]
+            assert record[f"agreement_{teacher}/{head}"] == pytest.approx(np.mean(agreed))
+    assert record["cnn_leads"] == pytest.approx(np.mean([weight < 0.5 for weight in vit]))
     assert record["vit_leads"] == pytest.approx(np.mean([weight > 0.5 for weight in vit]))
     # Verbs 0 1 2 3 and 0 1: two classes seen twice, two once, the last never.
     by_class = [(vit[0] + vit[4]) / 2, (vit[1] + vit[5]) / 2, vit[2], vit[3], math.nan]
@@ -416,8 +431,8 @@ def test_the_record_of_an_epoch_by_hand() -> None:
 
 def test_a_run_on_labels_logs_nothing_of_teachers() -> None:
     model, _ = make_network()
-    (log,) = run(model, None, [make_batch()], Method(LABELS_ONLY), epochs=1)
-    wanted = {"loss", "ce", "learning_rate", "clips_per_sec"}
+    (log,) = run(model, None, [part(make_batch(), slice(4))], Method(LABELS_ONLY), epochs=1)
+    wanted = {"loss", "ce", "learning_rate", "clips_per_sec", "waited"}
     wanted |= {"accuracy/verb", "accuracy/noun", "accuracy/action"}
     assert set(log.record) == wanted
     assert log.vit_weight_by_class == []
@@ -428,17 +443,17 @@ def test_the_loop_asks_for_each_epoch_and_trains_in_training_mode() -> None:
     asked: list[tuple[int, bool]] = []
     steps: list[int] = []
 
-    def batches(epoch: int) -> Iterator[Batch]:
+    def batches(epoch: int, first: int) -> Iterator[Batch]:
+        assert first == 0
         asked.append((epoch, model.training))
         yield part(make_batch(), slice(2))
 
+    recipe = make_recipe(epochs=3)
     logs = train(
-        model=model,
-        branch=None,
-        recipe=make_recipe(epochs=3),
+        start_training(learner_of(model), recipe, 1),
+        recipe=recipe,
         method=Method(LABELS_ONLY),
         batches=batches,
-        steps_per_epoch=1,
         on_step=lambda: steps.append(1),
     )
     for log in logs:
@@ -450,27 +465,16 @@ def test_the_loop_asks_for_each_epoch_and_trains_in_training_mode() -> None:
 def test_more_batches_than_announced_are_refused() -> None:
     model, _ = make_network()
     batch = part(make_batch(), slice(2))
+    recipe = make_recipe(epochs=1)
+    training = start_training(learner_of(model), recipe, 1)
     logs = train(
-        model=model,
-        branch=None,
-        recipe=make_recipe(epochs=1),
-        method=Method(LABELS_ONLY),
-        batches=lambda _: [batch, batch],
-        steps_per_epoch=1,
+        training, recipe=recipe, method=Method(LABELS_ONLY), batches=lambda *_: [batch, batch]
     )
     with pytest.raises(TrainingError, match="more than the 1 batches announced"):
         list(logs)
 
 
 # ---- small things
-
-
-def test_class_means_by_hand() -> None:
-    means = _ClassMeans(4)
-    assert means.means() == []
-    means.add(torch.tensor([0, 2, 0]), torch.tensor([1.0, 5.0, 2.0]))
-    means.add(torch.tensor([0]), torch.tensor([6.0]))
-    assert means.means() == pytest.approx([3.0, math.nan, 5.0, math.nan], nan_ok=True)
 
 
 def test_predictions_are_the_logits_in_evaluation_mode() -> None:

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
 import pytest
@@ -21,9 +20,10 @@ from pipeline.config import Run
 from pipeline.datasets.listing import DatasetError
 from pipeline.models import model_entry
 from pipeline.views import View, cut_clip
-from stages.distill import Job, check_cache, train_student
+from stages.distill import check_cache
 from stages.extract import ExtractError, extract
 from stages.prepare import prepare
+from stages.student_training import train_student
 from stages.teach import teach
 from stages.teacher_training import TeachError
 
@@ -117,9 +117,8 @@ def test_every_kind_at_once_goes_through_the_chain(run: Run) -> None:
 
     # distill trains on the rest, whether they have a label or not.
     check_cache(run, cache)
-    job = Job(run, "student", cache, Path("trained"), "cpu", threads=1, decoders=0)
-    (log,) = train_student(job, 0, Queue())
-    assert all(np.isfinite(value) for value in log.record.values())
+    (record,) = train_student(chain_making.job(run)).records
+    assert all(np.isfinite(value) for value in record.values())
 
     # prepare --probe finds all this out before, but for what lies behind a first frame.
     samples = prepare(run, probe=True, workers=0)

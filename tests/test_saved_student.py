@@ -14,7 +14,7 @@ from pipeline.models import REGISTRY, count_flops, count_parameters, create_mode
 from pipeline.objective import Method
 from pipeline.training import train_step
 from pipeline.weights import load_weights, save_weights
-from training_making import ALL, HEADS, NANO, RESIDUAL, make_batch
+from training_making import ALL, HEADS, NANO, RESIDUAL, learner_of, make_batch
 
 CNNS = [name for name, entry in REGISTRY.items() if entry.family == "cnn"] + ["timm/resnet18"]
 
@@ -30,10 +30,10 @@ def test_the_saved_student_is_the_plain_network(name: str, tmp_path: Path) -> No
     first = [parameter.detach().clone() for parameter in branch.parameters()]
     batch = make_batch(3)
     batch = replace(batch, clips=batch.clips.repeat(1, 1, 2, 2, 1)[:, :, :64, :64])
-    parameters = [*model.parameters(), *branch.parameters()]
-    optimiser = torch.optim.SGD(parameters, 1e-3)
-    terms, _, _ = train_step(model, branch, batch, Method(ALL, temperature=2.0), optimiser, 1.0)
-    assert terms.keys() == {"loss", "ce", "kd", "sdd", "rkd"}
+    learner = learner_of(model, branch)
+    optimiser = torch.optim.SGD(learner.parameters(), 1e-3)
+    (outcome,) = train_step(learner, batch, Method(ALL, temperature=2.0), optimiser, 1.0)
+    assert outcome.terms.keys() == {"loss", "ce", "kd", "sdd", "rkd"}
     moved = [not torch.equal(a, b) for a, b in zip(first, branch.parameters(), strict=True)]
     assert any(moved)
     path = tmp_path / "student.safetensors"

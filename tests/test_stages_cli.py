@@ -226,6 +226,48 @@ def test_what_a_stranger_writes_does_not_steer_the_terminal(
     assert all(part.isprintable() for part in (shown + found + error).split("\n"))
 
 
+WAITING = """
+import os, signal, sys, time
+from stages import cli
+
+@cli.cache_app.command()
+def wait() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    finally:
+        {ending}
+
+cli._ORDERLY_SEC = {seconds}
+sys.argv = ["dualkd-cache", "wait"]
+cli.cache_main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "seconds"),
+    [
+        ("pass", 60),
+        ("time.sleep(60)", 0.1),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(60)", 60),
+    ],
+    ids=["in order", "late", "once more"],
+)
+def test_ctrl_c_is_one_message(ending: str, seconds: float) -> None:
+    code = WAITING.format(ending=ending, seconds=seconds)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    told = "interrupted: what was finished is kept, and the same command makes the rest\n"
+    assert done.stderr == told
+
+
 def test_help_does_not_import_torch() -> None:
     """Commands answer at once; torch takes seconds to import."""
     code = "import sys, stages.cli; print('torch' in sys.modules)"

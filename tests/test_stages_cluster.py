@@ -18,12 +18,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from cache import open_cache, verify_cache
 from cache_making import contents
 from chain_making import nudge_weights, options, write_config
 from pipeline.config import Run
+from stages import cluster
 from stages.chunk_arrays import ExtractError
 from stages.extract import Options, extract
 
@@ -103,6 +104,8 @@ def test_killed_workers_and_a_killed_client_change_no_byte(small_chunks: Run) ->
     for after in (1, 3):
         wait_for(lambda after=after: commits(run) >= after)  # type: ignore[misc]
         workers = [one for one in psutil.Process(client.pid).children() if is_worker(one)]
+        for one in workers:
+            one.send_signal(signal.SIGINT)  # as a terminal does on Ctrl-C: it is the client's
         killed.add(random.choice(workers).pid)
         for pid in killed & {one.pid for one in workers}:
             os.kill(pid, signal.SIGKILL)
@@ -205,3 +208,12 @@ def test_a_teams_cluster_makes_the_cache_or_says_why_not(small_chunks: Run) -> N
             patch.setattr(stage, "recipe_for", other)
             with pytest.raises(ExtractError, match="has other teachers than the process that asks"):
                 extract(run, asked)
+
+
+def test_workers_that_never_come_back_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_PATIENCE_SEC", 0.5)
+    monkeypatch.setattr(cluster, "_LOOK_EVERY_SEC", 0.1)
+    with Client(n_workers=0, processes=False, dashboard_address=None) as client:
+        future = client.submit(max, 1, 2)
+        with pytest.raises(ExtractError, match=r"all workers are gone, and for .* none came back"):
+            list(cluster._as_they_come(client, [future]))

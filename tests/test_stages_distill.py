@@ -5,10 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
 import psutil
@@ -16,22 +14,17 @@ import pytest
 import torch
 
 from cache import CacheError, IdentityMismatch, blocks, open_cache
-from chain_making import options, replace_column, write_config
+from chain_making import in_turn, job, options, replace_column, write_config
 from pipeline.config import Run
 from pipeline.models import count_flops, count_parameters, create_model
 from pipeline.objective import LABELS_ONLY, Batch, Method
 from pipeline.samples import read_samples, samples_from_table
-from pipeline.training import EpochLog
 from pipeline.weights import load_weights
 from stages import distill as stage
-from stages.distill import Job, check_cache, train_student
+from stages.distill import Options, check_cache
 from stages.extract import extract
-from stages.feed import Feed, teacher_fields
-
-
-def job(run: Run, variant: str, out: str = "trained") -> Job:
-    cache = open_cache(run.cache_path)
-    return Job(run, variant, cache, Path(out), "cpu", threads=1, decoders=0)
+from stages.feed import Feed, teacher_fields, used_part
+from stages.student_training import train_student
 
 
 def feed(
@@ -39,9 +32,7 @@ def feed(
 ) -> list[Batch]:
     """The batches of some epochs with all terms on."""
     cache = open_cache(run.cache_path, blocks=True)
-    samples = samples_from_table(cache.samples, "cache")
-    method = Method(run.distill.weights, temperature=run.distill.temperature)
-    made = Feed(run, cache, samples, method, torch.device("cpu"), decoders)
+    made = Feed(run, cache, used_part(run, cache), torch.device("cpu"), decoders)
     made.stored = stored
     return [batch for epoch in epochs for batch in made(epoch)]
 
@@ -65,14 +56,7 @@ def test_batches_do_not_depend_on_the_number_of_data_workers(mini: Run) -> None:
 
 def test_every_epoch_has_each_sample_once_and_all_views_take_turns(mini: Run) -> None:
     cache = open_cache(mini.cache_path)
-    made = Feed(
-        mini,
-        cache,
-        samples_from_table(cache.samples, "cache"),
-        Method(LABELS_ONLY),
-        torch.device("cpu"),
-        0,
-    )
+    made = Feed(mini, cache, used_part(mini, cache), torch.device("cpu"), 0)
     seen: dict[str, set[bytes]] = {}
     for epoch in range(cache.num_views):
         names = []
@@ -120,11 +104,9 @@ def test_only_the_fields_that_a_term_needs_are_read(mini: Run) -> None:
 
 def test_the_student_is_the_plain_backbone(mini: Run) -> None:
     """The structure discrepancy branch is gone: same parameters, same FLOPs, same names."""
-    train_student(job(mini, "student"), 0, Queue())
+    train_student(job(mini))
     plain = create_model(mini.distill.student, 14)
-    student = load_weights(
-        mini.distill.student, {"action": 14}, Path("trained/student.safetensors")
-    )
+    student = load_weights(mini.distill.student, {"action": 14}, Path("trained/last.safetensors"))
     assert count_parameters(student) == count_parameters(plain)
     assert count_flops(student) == count_flops(plain)
     assert student.state_dict().keys() == plain.state_dict().keys()
@@ -132,8 +114,8 @@ def test_the_student_is_the_plain_backbone(mini: Run) -> None:
 
 def test_training_twice_gives_the_same_bytes(mini: Run) -> None:
     for out in ("one", "two"):
-        train_student(job(mini, "student", out), 0, Queue())
-    one, two = (Path(f"{out}/student.safetensors").read_bytes() for out in ("one", "two"))
+        train_student(job(mini, folder=out))
+    one, two = (Path(f"{out}/last.safetensors").read_bytes() for out in ("one", "two"))
     assert one == two
 
 
@@ -141,9 +123,9 @@ def test_without_terms_the_student_is_the_baseline(mini: Run) -> None:
     """Same start, same clips, same dropout: the loss is the only difference between the two."""
     run = write_config(Path.cwd(), ("{kd: 1.0, sdd: 0.1, rkd: 0.1}", "{kd: 0, sdd: 0, rkd: 0}"))
     for variant in ("student", "baseline"):
-        train_student(job(run, variant), 0, Queue())
+        train_student(job(run, variant, variant))
     models = [
-        load_weights(run.distill.student, {"action": 14}, Path(f"trained/{name}.safetensors"))
+        load_weights(run.distill.student, {"action": 14}, Path(f"{name}/last.safetensors"))
         for name in ("student", "baseline")
     ]
     for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
@@ -197,21 +179,23 @@ def test_a_part_of_the_cache_trains(mini: Run) -> None:
 
 @pytest.mark.slow
 def test_both_students_side_by_side(mini: Run) -> None:
-    stage.distill(mini, cache_path=mini.cache_path, device=torch.device("cpu"), decoders=0)
+    stage.distill(mini, Options(mini.cache_path, torch.device("cpu"), 0))
     out = mini.outputs / "distill"
     names = {path.name for path in out.iterdir()}
     assert names == {
+        "baseline",
         "baseline.csv",
         "baseline.safetensors",
         "datw.csv",
         "distill.json",
         "metrics.jsonl",
+        "student",
         "student.csv",
         "student.safetensors",
     }
-    train_student(job(mini, "student"), 0, Queue())  # alone, in this process: the same student
+    train_student(job(mini))  # alone, in this process: the same student
     assert (out / "student.safetensors").read_bytes() == Path(
-        "trained/student.safetensors"
+        "trained/last.safetensors"
     ).read_bytes()
 
 
@@ -272,11 +256,6 @@ def test_batches_stay_within_the_chunks_that_are_held(
     assert feed(run)[0].names == [ids[row] for row in orders[0][:7]]  # the same each time
 
 
-def in_turn(jobs: Sequence[Job], _steps: int) -> list[list[EpochLog]]:
-    """Train each in this process."""
-    return [train_student(job, index, Queue()) for index, job in enumerate(jobs)]
-
-
 def test_both_students_from_a_compressed_cache(
     mini: Run,
     capfd: pytest.CaptureFixture[str],
@@ -285,8 +264,8 @@ def test_both_students_from_a_compressed_cache(
 ) -> None:
     run = packed(mini)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(stage, "_run_side_by_side", in_turn)
-    stage.distill(run, cache_path=run.cache_path, device=torch.device("cpu"), decoders=0)
+    monkeypatch.setattr(stage, "run_side_by_side", in_turn)
+    stage.distill(run, Options(run.cache_path, torch.device("cpu"), 0))
     assert (run.outputs / "distill" / "student.safetensors").exists()
     (record,) = [one for one in caplog.records if one.name.startswith("cache")]
     assert "residual (compressed: blosc_zstd)" in record.getMessage()

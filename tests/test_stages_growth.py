@@ -16,7 +16,6 @@ from chain_making import nudge_weights, options, write_config
 from pipeline.config import Run
 from pipeline.config_file import ConfigError
 from pipeline.models import create_model
-from pipeline.objective import Method
 from pipeline.samples import Samples, read_samples, write_samples
 from pipeline.weights import save_weights
 from stages import recompute
@@ -107,8 +106,7 @@ def test_another_teacher_is_added_and_trained_from(mini: Run) -> None:
     assert_proven(run)
     check_cache(run, grown)
     samples = read_samples(run.samples_path)
-    method = Method(run.distill.weights, temperature=2.0)
-    feed = Feed(run, grown, samples_of(grown), method, torch.device("cpu"), 0)
+    feed = Feed(run, grown, used_part(run, grown), torch.device("cpu"), 0)
     batch = next(iter(feed(0)))
     rows = [grown.samples["sample_id"].to_pylist().index(name) for name in batch.names]
     assert batch.teachers is not None

@@ -6,9 +6,8 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,14 @@ import xarray as xr
 from PIL import Image
 
 from cache import open_cache
-from chain_making import options, write_config
+from chain_making import in_turn, options, write_config
 from dataset_making import EPIC_HEADER, write_lines
 from pipeline.config import Run
 from pipeline.models import create_model
 from pipeline.samples import SamplesError, read_samples
-from pipeline.training import EpochLog
 from pipeline.weights import save_weights
 from report_making import Page
 from stages import distill as distilling
-from stages.distill import Job, train_student
 from stages.evaluate import evaluate
 from stages.extract import extract
 from stages.prepare import prepare
@@ -110,18 +107,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         teach(run, train_them=False, only=None, device=CPU, decoders=0)
         extract(run, options(run))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(distilling, "_run_side_by_side", one_after_the_other)
-            distilling.distill(run, cache_path=run.cache_path, device=CPU, decoders=0)
+            patch.setattr(distilling, "run_side_by_side", in_turn)
+            distilling.distill(run, distilling.Options(run.cache_path, CPU, 0))
         evaluate(run, device=CPU, decoders=0, batch_size=16)
     finally:
         os.chdir(before)
         torch.set_num_threads(threads)
     return path
-
-
-def one_after_the_other(jobs: Sequence[Job], _steps: int) -> list[list[EpochLog]]:
-    """In this process: two more would take longer to start than to train."""
-    return [train_student(job, index, Queue()) for index, job in enumerate(jobs)]
 
 
 @pytest.fixture

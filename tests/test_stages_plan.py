@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,11 @@ import torch
 from cache import describe
 from chain_making import write_config
 from pipeline.config import Run
-from stages.plan import Options, PlanError, plan, show
+from pipeline.samples import read_samples
+from stages.calibration import Calibration, CalibrationError
+from stages.gate import videos_to_score
+from stages.plan import Options, Seconds, forecast, plan
+from stages.plan_table import show
 
 FEW = Options(
     views=2,
@@ -27,6 +32,7 @@ ADDED = (
     "max_failed_share: 0.5",
     "max_failed_share: 0.5\n  added: {third: {model: pytorchvideo/x3d_nano, weights: none}}",
 )
+JPEG = ("clips: [pytorchvideo/x3d_nano]", "clips: [pytorchvideo/x3d_nano]\n  clip_format: jpeg")
 
 
 def test_bytes_are_those_of_the_cache(mini: Run) -> None:
@@ -40,38 +46,73 @@ def test_bytes_are_those_of_the_cache(mini: Run) -> None:
 
 
 def test_times_add_up(mini: Run) -> None:
-    facts = plan(write_config(Path.cwd(), ADDED), replace(FEW, limit=9))
+    facts = plan(write_config(Path.cwd(), ADDED, JPEG), replace(FEW, limit=9))
     seconds, forecast = facts["seconds"], facts["forecast"]
-    assert seconds.keys() == {"decode", "vit", "cnn", "third", "store"}
-    assert min(seconds.values()) > 0
-    decode = 9 * seconds["decode"]
-    network = 18 * sum(seconds[name] for name in ("vit", "cnn", "third", "store"))
-    fit = 9 * (seconds["vit"] + seconds["cnn"] + seconds["decode"])
+    assert seconds["networks"].keys() == {"vit", "cnn", "third"}
+    parts = [seconds["decode"], seconds["encode"], seconds["store"], *seconds["networks"].values()]
+    assert min(parts) > 0
+    decode = 9 * seconds["decode"] + 18 * seconds["encode"]
+    network = 18 * (sum(seconds["networks"].values()) + seconds["store"])
+    fit = 9 * (seconds["networks"]["vit"] + seconds["networks"]["cnn"] + seconds["decode"])
     assert forecast["decode_core_hours"] * 3600 == pytest.approx(decode)
     assert forecast["network_hours"] * 3600 == pytest.approx(network)
+    assert forecast["fit_hours"] * 3600 == pytest.approx(fit)
+    assert forecast["gate_hours"] == facts["gate_videos"] == 0  # a short run
     assert forecast["wall_hours"] * 3600 == pytest.approx(decode + network + fit)
     assert forecast["decoding_limits"] == (decode > network)
     assert facts["break_even_epochs"] == 3  # two views, and view 0 once more for the projection
 
 
-def test_workers_share_the_rows_but_not_the_projection(mini: Run) -> None:
-    facts = plan(mini, replace(FEW, workers=4, decoders=1))
-    seconds = facts["seconds"]
-    rows = 14 * seconds["decode"] + 28 * (seconds["vit"] + seconds["cnn"] + seconds["store"])
-    fit = 14 * (seconds["vit"] + seconds["cnn"] + seconds["decode"])
-    assert facts["forecast"]["wall_hours"] * 3600 == pytest.approx(rows / 4 + fit)
-    assert facts["workers"] == 4
+# Of a sample, of a view's clips, of a view, of a view; each part shows by its own digits.
+SECONDS = Seconds(decode=1000, encode=10, networks={"vit": 4, "cnn": 2, "third": 1}, store=3)
 
 
-def test_less_is_less(mini: Run) -> None:
-    facts = plan(mini, FEW)
+def test_the_teachers_are_scored_on_few_videos_before_a_long_run(mini: Run) -> None:
+    before = forecast(mini, 100, 2, 60, SECONDS, FEW)
+    without = forecast(mini, 100, 2, 0, SECONDS, FEW)
+    assert before["gate_hours"] * 3600 == pytest.approx(60 * (1000 + 4 + 2 + 1))
+    assert before["wall_hours"] - without["wall_hours"] == pytest.approx(before["gate_hours"])
+    table = read_samples(mini.samples_path)
+    gate = mini.extract.gate.samples
+    assert [videos_to_score(mini, table, rows) for rows in (499, 500, 10**6)] == [0, 14, 14]
+    assert gate > len(table.of_splits(["test"])) == 14  # there are no more
+
+
+def test_workers_with_a_gpu_each_share_the_rows_but_nothing_before_them(mini: Run) -> None:
+    on_gpu = replace(FEW, device=torch.device("cuda"), decoders=5)
+    one = forecast(mini, 100, 2, 60, SECONDS, on_gpu)
+    four = forecast(mini, 100, 2, 60, SECONDS, replace(on_gpu, workers=4))
+    assert one["gate_hours"] * 3600 == pytest.approx(60 * 1000 / 5)  # the networks run meanwhile
+    before = one["gate_hours"] + one["fit_hours"]
+    rows = 100 * (1000 + 2 * 10) / 5 / 3600
+    assert one["wall_hours"] == pytest.approx(before + rows)
+    assert four["wall_hours"] == pytest.approx(before + rows / 4)
+
+
+def test_workers_on_a_cpu_share_it(mini: Run) -> None:
+    one, four = (forecast(mini, 100, 2, 60, SECONDS, replace(FEW, workers=n)) for n in (1, 4))
+    assert four == one
+
+
+def test_less_is_less(mini: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Calibration, "store", lambda _self, config: config.dim * math.prod(config.grid)
+    )
+    facts = plan(write_config(Path.cwd(), JPEG), FEW)
     sizes, less = facts["bytes"], facts["less"]
     residual, clips = (sizes["by_field"][n] for n in ("residual", "clip/pytorchvideo/x3d_nano"))
     assert less["1 of 2 views"]["bytes"] == sizes["all"] / 2
     assert less["residual grid 4×1×1"]["bytes"] == sizes["all"] - residual * 3 / 4
     assert less["residual dimension 2"]["bytes"] == sizes["all"] - residual / 2
     assert less["no stored clips"]["bytes"] == sizes["all"] - clips
-    assert less["1 of 2 views"]["wall_hours"] < facts["forecast"]["wall_hours"]
+    wall = facts["forecast"]["wall_hours"]
+    saved = {name: 3600 * (wall - one["wall_hours"]) for name, one in less.items()}
+    assert saved["residual grid 4×1×1"] == pytest.approx(28 * 4 * (16 - 4))
+    assert saved["residual dimension 2"] == pytest.approx(28 * (4 - 2) * 16)
+    assert saved["no stored clips"] == pytest.approx(28 * facts["seconds"]["encode"], rel=1e-3)
+    views = facts["seconds"]
+    one_view = sum(views["networks"].values()) + views["store"] + views["encode"]
+    assert saved["1 of 2 views"] == pytest.approx(14 * one_view)
 
 
 def test_no_weights_are_needed_and_nothing_is_written(
@@ -91,5 +132,5 @@ def test_no_weights_are_needed_and_nothing_is_written(
 
 def test_without_a_readable_video_there_is_no_forecast(mini: Run) -> None:
     shutil.rmtree(mini.prepare.root)
-    with pytest.raises(PlanError, match="none of 14 samples below data/mini can be read"):
+    with pytest.raises(CalibrationError, match="none of 14 samples below data/mini can be read"):
         plan(mini, FEW)

@@ -6,7 +6,6 @@ import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
 import pytest
@@ -18,11 +17,10 @@ from PIL import Image
 
 from cache import CacheError, Field, Status, describe, open_cache, verify_cache
 from cache_making import contents
-from chain_making import options, write_config
+from chain_making import in_turn, options, write_config
 from pipeline.config import Run
 from pipeline.jpeg import frame_bytes
 from pipeline.models import model_entry
-from pipeline.objective import LABELS_ONLY, Method
 from pipeline.samples import read_samples, samples_from_table
 from stages import distill, plan, recompute, rows, stored_clips
 from stages.extract import ExtractError, extract
@@ -47,8 +45,7 @@ def with_jpeg() -> Run:
 
 def feed(run: Run, decoders: int = 0) -> Feed:
     cache = open_cache(run.cache_path, blocks=True)
-    samples = samples_from_table(cache.samples, "cache")
-    return Feed(run, cache, samples, Method(LABELS_ONLY), torch.device("cpu"), decoders)
+    return Feed(run, cache, used_part(run, cache), torch.device("cpu"), decoders)
 
 
 def raw_clips(run: Run) -> NDArray[np.uint8]:
@@ -103,12 +100,9 @@ def test_students_train_on_what_others_would_see(mini: Run) -> None:
 def test_distill_says_what_it_trains_on(
     mini: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def in_turn(jobs: list[distill.Job], _steps: int) -> list[object]:
-        return [distill.train_student(job, 0, Queue()) for job in jobs]
-
-    monkeypatch.setattr(distill, "_run_side_by_side", in_turn)
+    monkeypatch.setattr(distill, "run_side_by_side", in_turn)
     run = with_jpeg()
-    distill.distill(run, cache_path=run.cache_path, device=torch.device("cpu"), decoders=0)
+    distill.distill(run, distill.Options(run.cache_path, torch.device("cpu"), 0))
     assert "stored in outputs/mini/cache as JPEG" in " ".join(capfd.readouterr().err.split())
     assert '"clips": "jpeg"' in (run.outputs / "distill" / "distill.json").read_text()
 

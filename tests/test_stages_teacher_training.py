@@ -51,7 +51,7 @@ def lines() -> list[dict[str, Any]]:
 
 
 def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    timed = ("seconds", "clips_per_sec")
+    timed = ("seconds", "clips_per_sec", "waited")
     return [{k: v for k, v in record.items() if k not in timed} for record in records]
 
 
@@ -59,7 +59,7 @@ def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The scores of the coming epochs, which a test may change."""
     coming = [0.2, 0.9, 0.5]
-    monkeypatch.setattr(teacher_training, "_top1", lambda *_: coming.pop(0))
+    monkeypatch.setattr(teacher_training, "validation_top1", lambda *_: coming.pop(0))
     return coming
 
 
@@ -96,8 +96,8 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     monkeypatch.setattr(teacher_training, "save_checkpoint", save)
     torch.rand(3)
     train_cnn(run)
-    after = 0 if killed_before_the_checkpoint else 1
-    assert f"goes on after epoch {after}" in " ".join(capsys.readouterr().err.split())
+    after = 2 if killed_before_the_checkpoint else 4  # two steps make an epoch
+    assert f"goes on after {after} steps" in " ".join(capsys.readouterr().err.split())
     assert {path: path.read_bytes() for path in whole} == whole
     assert untimed(lines()) == logs
     assert [record["epoch"] for record in logs] == [0, 1, 2]
@@ -110,11 +110,11 @@ def test_a_teacher_that_is_done_is_not_trained_again_when_the_other_was_interrup
     run, epochs = write_config(Path.cwd(), ON_TRAIN), []
     feed = teacher_training._Feed.__call__
 
-    def watched(self: Any, epoch: int) -> Any:
+    def watched(self: Any, epoch: int, first: int) -> Any:
         epochs.append(epoch)
         if len(epochs) == 2:  # one epoch each: the second is the CNN's
             raise KeyboardInterrupt
-        return feed(self, epoch)
+        return feed(self, epoch, first)
 
     monkeypatch.setattr(teacher_training._Feed, "__call__", watched)
     with pytest.raises(KeyboardInterrupt):
@@ -187,8 +187,8 @@ def test_a_dataset_s_own_samples_are_trained_on(mini: Run, monkeypatch: pytest.M
     seen: list[list[str]] = []
     feed = teacher_training._Feed.__call__
 
-    def watched(self: Any, epoch: int) -> Any:
-        for batch in feed(self, epoch):
+    def watched(self: Any, epoch: int, first: int) -> Any:
+        for batch in feed(self, epoch, first):
             seen.append(batch.names)
             assert batch.mix is None
             labels = batch.labels["action"].tolist()

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.branch import StructureDiscrepancyBranch
 from pipeline.config_training import Recipe, Weights
+from pipeline.learner import Learner
 from pipeline.models import VideoModel, create_model
 from pipeline.objective import Batch, TeacherRows
 
 NANO = "pytorchvideo/x3d_nano"
 HEADS = {"verb": 5, "noun": 3}
 ALL = Weights(kd=0.7, sdd=0.3, rkd=0.2)
+WITHOUT_RKD = Weights(kd=0.7, sdd=0.3, rkd=0.0)  # every term of which is a mean over samples
 RESIDUAL = (6, 4, 2, 2)
 
 
@@ -38,6 +40,11 @@ def make_network(seed: int = 0) -> tuple[VideoModel, StructureDiscrepancyBranch]
     torch.manual_seed(seed)
     model = create_model(NANO, HEADS, dropout=0.0)
     return model, StructureDiscrepancyBranch(model.map_channels, RESIDUAL[0], RESIDUAL[1:], 8)
+
+
+def learner_of(model: VideoModel, branch: nn.Module | None = None) -> Learner:
+    """What learns: a network, and its branch if it has one."""
+    return Learner(model, {} if branch is None else {"sdd": branch})
 
 
 def make_batch(count: int = 4, seed: int = 1) -> Batch:

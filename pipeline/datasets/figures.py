@@ -10,10 +10,8 @@ import colorsys
 import hashlib
 import math
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -31,7 +29,7 @@ from pipeline.datasets.figure_painting import (
     Scene,
     render_frames,
 )
-from pipeline.processes import exit_with_parent
+from pipeline.processes import ProcessPool
 from pipeline.samples import Sample
 
 CLASSES: tuple[str, ...] = tuple(sorted(ACTIONS))
@@ -209,7 +207,5 @@ def render(root: Path, *, seed: int, split: str, count: int, workers: int) -> It
     if workers <= 1:
         yield from map(job, range(count))
         return
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=exit_with_parent
-    ) as pool:
+    with ProcessPool(workers) as pool:
         yield from pool.map(job, range(count), chunksize=16)
