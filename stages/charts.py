@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines over epochs, and grids of shaded cells.
+"""Charts as SVG: lines over epochs, grids of shaded cells, dots with a mean and its interval.
 
 Colours and fonts are classes that the page's style sheet gives a look, light and dark. The trees
 are built with ElementTree, so whatever a class is called is escaped.
@@ -175,6 +175,82 @@ def grid_chart(
             _add(svg, "text", name, cls="tick", transform=turn)
         else:
             _add(svg, "text", name, cls="tick middle", x=x, y=height + 14)
+    return _markup(svg)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One row of a chart of dots.
+
+    Attributes:
+        name: at its left.
+        kind: the CSS class that gives the colour.
+        values: what each is called, and what it is.
+        mean: of the values.
+        interval: of the mean; None where there is none.
+    """
+
+    name: str
+    kind: str
+    values: Sequence[tuple[str, float]]
+    mean: float
+    interval: tuple[float, float] | None
+
+
+def dot_chart(
+    label: str,
+    rows: Sequence[Spread],
+    *,
+    x_name: str,
+    mark: float | None = None,
+    show: Callable[[float], str] = figure,
+    style: str = "",
+) -> Markup:
+    """Draw a row of dots for each of several things, with their mean and its interval.
+
+    Args:
+        label: what the chart shows, for those who do not see it.
+        rows: at least one, top to bottom.
+        x_name: what the x axis counts.
+        mark: an x value with a line down.
+        show: how x values are written.
+        style: a style sheet makes it a file of its own; without, the page around has one.
+    """
+    left, width, height = 14 + 7.0 * max(len(row.name) for row in rows), 680.0, 24.0
+    bottom = 8 + height * len(rows)
+    values = [value for row in rows for _, value in row.values]
+    values += [end for row in rows for end in row.interval or ()]
+    x_ticks = ticks(min(values), max(values))
+
+    def across(x: float) -> float:
+        share = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return left + share * (width - left - 24)
+
+    svg = _svg(label, width, bottom + 44, "dots")
+    if style:
+        svg.set("xmlns", "http://www.w3.org/2000/svg")
+        _add(svg, "style", style)
+        _add(svg, "rect", cls="page", width="100%", height="100%")
+    for x in x_ticks:
+        _add(svg, "line", cls="rule", x1=across(x), x2=across(x), y1=6, y2=bottom)
+        _add(svg, "text", show(x), cls="tick middle", x=across(x), y=bottom + 16)
+    _add(svg, "text", x_name, cls="tick middle", x=(left + width - 24) / 2, y=bottom + 36)
+    if mark is not None:
+        _add(svg, "line", cls="mark", x1=across(mark), x2=across(mark), y1=6, y2=bottom)
+    for number, row in enumerate(rows):
+        y = 8 + height * (number + 0.5)
+        _add(svg, "text", row.name, cls="end", x=left - 10, y=y + 4)
+        group = _add(svg, "g", cls=row.kind)
+        if row.interval is not None:
+            low, high = map(across, row.interval)
+            bar = _add(group, "line", cls="range", x1=low, x2=high, y1=y, y2=y)
+            _add(bar, "title", f"{row.name}: {show(row.interval[0])} … {show(row.interval[1])}")
+        for name, value in row.values:
+            dot = _add(group, "circle", cls="dot", cx=across(value), cy=y, r=4)
+            _add(dot, "title", f"{name}: {show(value)}")
+        x, r = across(row.mean), 6
+        path = f"M{x - r:.1f} {y}L{x:.1f} {y - r}L{x + r:.1f} {y}L{x:.1f} {y + r}Z"
+        _add(_add(group, "path", cls="mean", d=path), "title", f"{row.name}: {show(row.mean)}")
     return _markup(svg)
 
 

@@ -208,6 +208,71 @@ def mean(
 
 
 @app.command()
+def ablate(
+    dataset: Dataset,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many, from the config's distill.seed on.")
+    ] = 5,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="Train only these variants; the table has the others too, where they stand.",
+        ),
+    ] = None,
+    cache: CachePath = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trainings side by side; by default as many as cores and memory allow, on a GPU "
+            "one.",
+        ),
+    ] = None,
+    decoders: Decoders = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    checkpoint_steps: Annotated[
+        int, typer.Option(min=1, help="Steps from one checkpoint to the next.")
+    ] = 200,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Drop what stands of the chosen variants and seeds.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the parts of the method, and other people's, over several seeds.
+
+    All students learn from one cache. The table is printed and written below
+    outputs/DATASET/ablate; docs/ablation.md tells what it compares. An
+    interrupted run goes on where it was, and what is done is not done again.
+    """
+    from stages.ablate import Options, check_all_there
+    from stages.ablate import ablate as stage
+    from stages.ablation_table import show
+    from stages.variants import chosen
+
+    names = chosen(only)
+    run = _load(dataset)
+    options = Options(
+        cache=cache or run.cache_path,
+        seeds=seeds,
+        only=names,
+        device=_device(device),
+        decoders=decoders,
+        batch_size=batch_size,
+        at_once=at_once,
+        checkpoint_steps=checkpoint_steps,
+        anew=anew,
+    )
+    facts = stage(run, options)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        show(facts)
+    check_all_there(facts)
+
+
+@app.command()
 def models(
     names: Annotated[
         list[str] | None,

@@ -7,13 +7,10 @@ differs. So the difference between them is what distillation gives.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing import active_children, get_context, managers
 from pathlib import Path
-from queue import Empty, Queue
 
 import pyarrow as pa
 import torch
@@ -24,16 +21,15 @@ from pipeline.config_training import Weights
 from pipeline.files import write_whole
 from pipeline.models import VideoModel
 from pipeline.objective import LABELS_ONLY
-from pipeline.processes import ProcessPool, exit_with_parent, ignoring_interrupts
 from pipeline.ranks import ALONE, Ranks, joined, launched
 from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, samples_from_table
-from pipeline.training import steps_in_epoch
 from pipeline.weights import load_weights, weights_digest
 from stages.feed import used_part
 from stages.files import write_csv, write_json, write_text
-from stages.progress import console, meter, meters
+from stages.progress import console, meter
 from stages.recorded import compare_samples, in_lines, tell_other_versions
+from stages.side_by_side import run_side_by_side, steps_of
 from stages.stored_clips import clip_field, stored_format, why_not
 from stages.student_training import Job, forget_checkpoint, train_student
 from stages.teachers import (
@@ -216,67 +212,9 @@ def _run_in_turn(jobs: Sequence[Job], ranks: Ranks) -> list[Past]:
     """Train one after another, each by all ranks."""
     pasts = []
     for job in jobs:
-        with meter(f"training {job.name}", total=_steps(job), unit="steps") as counter:
+        with meter(f"training {job.name}", total=steps_of(job), unit="steps") as counter:
             pasts.append(train_student(job, counter.advance, ranks))
     return pasts
-
-
-def _steps(job: Job) -> int:
-    recipe, rows = job.run.distill.train, int(job.part.valid.any(axis=1).sum())
-    return recipe.epochs * steps_in_epoch(rows, recipe.batch_size)
-
-
-def run_side_by_side(jobs: Sequence[Job], at_once: int | None = None) -> list[Past]:
-    """Train each in a process of its own: small networks do not fill several cores.
-
-    Args:
-        jobs: the students.
-        at_once: as many as run together; all by default.
-    """
-    with ExitStack() as stack:
-        manager = managers.SyncManager(ctx=get_context("spawn"))
-        with ignoring_interrupts():
-            manager.start(initializer=exit_with_parent)
-        ticks: Queue[tuple[int, int]] = stack.enter_context(manager).Queue()
-        pool = stack.enter_context(ProcessPool(at_once or len(jobs)))
-        stack.enter_context(_ending_all_on_error())
-        futures = [pool.submit(_in_process, job, index, ticks) for index, job in enumerate(jobs)]
-        names = [f"training {job.name}" for job in jobs]
-        totals = [_steps(job) for job in jobs]
-        counters = stack.enter_context(meters(names, totals=totals, unit="steps"))
-        while not all(future.done() for future in futures) or not ticks.empty():
-            _raise_first(futures)
-            try:
-                index, steps = ticks.get(timeout=0.2)
-            except Empty:
-                continue
-            counters[index].advance(steps)
-        return [future.result() for future in futures]
-
-
-def _in_process(job: Job, index: int, ticks: Queue[tuple[int, int]]) -> Past:
-    """Train one student, telling how many steps of which one were done more."""
-    return train_student(job, lambda steps: ticks.put((index, steps)))
-
-
-@contextmanager
-def _ending_all_on_error() -> Iterator[None]:
-    """End processes where one fails or Ctrl-C comes: else a training that goes on is waited for."""
-    try:
-        yield
-    except BaseException:
-        for process in active_children():
-            process.terminate()
-        raise
-
-
-def _raise_first(futures: Sequence[Future[Past]]) -> None:
-    """Stop as soon as one run fails."""
-    for future in futures:
-        if future.done() and (error := future.exception()) is not None:
-            for other in futures:
-                other.cancel()
-            raise error
 
 
 def _write_logs(out: Path, pasts: Mapping[str, Past], samples: Samples) -> None:

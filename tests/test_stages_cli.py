@@ -26,6 +26,7 @@ COMMANDS = [
     (cli.app, "evaluate"),
     (cli.app, "report"),
     (cli.app, "mean"),
+    (cli.app, "ablate"),
     (cli.app, "models"),
     (cli.cache_app, "extract"),
     (cli.cache_app, "info"),
