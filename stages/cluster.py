@@ -19,6 +19,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, cast
 
@@ -184,6 +185,17 @@ class ChunkPlugin(WorkerPlugin):
         return staged[0]
 
     def _maker(self, networks: Networks) -> ChunkMaker:
+        """What makes chunks with these networks.
+
+        Raises:
+            ExtractError: it is to have decoders, and dask does not let this worker start processes.
+        """
+        if self.recipe.decoders and current_process().daemon:
+            raise ExtractError(
+                f"the worker {self._worker.address} may not start processes that decode: start it "
+                "with DASK_DISTRIBUTED__WORKER__DAEMON=False in its environment, or give "
+                "--decoders 0"
+            )
         recipe, threads = self.recipe, self._worker.state.nthreads
         return ChunkMaker(
             recipe.run,

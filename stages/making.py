@@ -57,6 +57,7 @@ class ChunkMaker:
         self._turn = turn or nullcontext()
         self._decoders = decoders
         self.waited_sec = self.busy_sec = 0.0  # of the networks, for clips and otherwise
+        self._computed = False
         self._batch_size = batch_size
         self._projection = stored_projection(cache)
         self.samples = samples_from_table(cache.samples, cache.place)
@@ -81,6 +82,7 @@ class ChunkMaker:
         """
         with behind() as call:
             for work, chunk, batch, clips, last in self._timed(ahead(self._parts(works))):
+                self._computed = self._computed or bool(clips)
                 with self._turn:
                     outputs = chunk.compute(clips, self._projection, self._batch_size)
                 call(partial(self._put_away, work, chunk, batch, outputs, advance))
@@ -105,7 +107,12 @@ class ChunkMaker:
 
     @property
     def decoders_wanted(self) -> int | None:
-        """How many would be enough where decoding was the limit; None where it was not."""
+        """How many would be enough where decoding was the limit; None where it was not.
+
+        None, too, where no network computed: clips alone are as fast as they are decoded.
+        """
+        if not self._computed:
+            return None
         if self.waited_sec <= _NOTED * (self.waited_sec + self.busy_sec):
             return None
         return math.ceil(max(1, self._decoders) * (1 + self.waited_sec / max(self.busy_sec, 1e-9)))

@@ -75,7 +75,7 @@ class Networks:
         device, on_host = self.teachers.device, torch.from_numpy(clips)
         if device.type == "cpu":
             return on_host
-        # From pinned memory the copy runs beside what the device computes.
+        # From pinned memory the copy is asynchronous; it takes its turn with the kernels.
         return on_host.pin_memory().to(device, non_blocking=True)
 
     def student_clip(self, name: str) -> int:

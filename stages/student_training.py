@@ -114,7 +114,7 @@ def train_student(
             if watch is not None:
                 watch.epoch(past)
     if ranks.first:
-        _tell_waiting(job, past)
+        _tell_waiting(job, past, feed)
     return past
 
 
@@ -179,14 +179,15 @@ def _note(job: Job, training: Training, past: Past, log: EpochLog, ranks: Ranks)
         past.records.append(record)
 
 
-def _tell_waiting(job: Job, past: Past) -> None:
+def _tell_waiting(job: Job, past: Past, feed: Feed) -> None:
     """Say so where clips were the limit."""
+    student = job.run.distill.student
+    mend = "they are read from the cache: is its disk, or this machine, busy with other work?"
+    if not feed.stored:
+        mend = f"more --decoders, or clips in the cache (extract.clips: [{student}]), would help"
     waited = sum(record["waited"] for record in past.records) / max(len(past.records), 1)
     if waited > _WAITED:
-        console.print(
-            f"{job.name}: waited for clips for {waited:.0%} of the time; more --decoders, or clips "
-            f"in the cache (extract.clips: [{job.run.distill.student}]), would be faster"
-        )
+        console.print(f"{job.name}: waited for clips for {waited:.0%} of the time; {mend}")
 
 
 def forget_checkpoint(folder: Path) -> None:

@@ -78,12 +78,16 @@ def assert_proven(run: Run) -> None:
 
 
 @pytest.mark.parametrize("first", ["pytorchvideo/x3d_nano", "pytorchvideo/x3d_tiny"])
-def test_another_students_clips_are_added(mini: Run, first: str) -> None:
+def test_another_students_clips_are_added(
+    mini: Run, first: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = standing(mini.cache_path)
     other = "pytorchvideo/x3d_tiny"
     listed = (first, other if first == "pytorchvideo/x3d_nano" else "pytorchvideo/x3d_nano")
     run = write_config(Path.cwd(), (f"{CLIPS}]", f"clips: [{', '.join(listed)}]"))
     extract(run, options(run))
+    # No network waited for them.
+    assert "decoding is the limit" not in " ".join(capfd.readouterr().err.split())
     after = standing(run.cache_path)
     assert {name: after[name] for name in before} == before
     grown, made = open_cache(run.cache_path), fresh(run)
