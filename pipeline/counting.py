@@ -65,22 +65,28 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: VideoModel, clip: ClipSpec | None = None) -> int:
-    """Multiply-adds of one clip, the field's "FLOPs", counted by fvcore in evaluation mode.
-
-    fvcore traces a forward pass, so this takes as long as one.
+    """Multiply-adds of one clip, the field's "FLOPs", counted in evaluation mode.
 
     Args:
         model: the network.
         clip: its frames and size; by default the network's own clip.
     """
-    from fvcore.nn import FlopCountAnalysis  # noqa: PLC0415 (slow to import, seldom needed)
-
     clip = clip or model.clip
     device = next(model.parameters()).device
     example = torch.zeros(1, 3, clip.frames, clip.size, clip.size, device=device)
-    modes = {module: module.training for module in model.modules()}  # parts may be frozen
-    model.eval()
-    analysis = FlopCountAnalysis(model, example)
+    return multiply_adds(model, example)
+
+
+def multiply_adds(module: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of a module for an example, counted by fvcore in evaluation mode.
+
+    fvcore traces a forward pass, so this takes as long as one.
+    """
+    from fvcore.nn import FlopCountAnalysis  # noqa: PLC0415 (slow to import, seldom needed)
+
+    modes = {part: part.training for part in module.modules()}  # parts may be frozen
+    module.eval()
+    analysis = FlopCountAnalysis(module, example)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
     try:
@@ -88,8 +94,8 @@ def count_flops(model: VideoModel, clip: ClipSpec | None = None) -> int:
             warnings.simplefilter("ignore")  # torch.jit.trace, which fvcore uses, warns
             return int(analysis.total())
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for part, training in modes.items():
+            part.training = training
 
 
 def _attention_flops(inputs: list[Any], _outputs: list[Any]) -> int:
