@@ -96,6 +96,22 @@ def test_model_speed(run: Callable[..., str]) -> None:
 
 
 @pytest.mark.slow
+def test_step_cost(run: Callable[..., str]) -> None:
+    networks = ("--student", "pytorchvideo/x3d_nano", "--vit", "torchvision/mvit_tiny")
+    networks += ("--cnn", "pytorchvideo/x3d_tiny", "--classes", "14", "--device", "cpu")
+    sizes = ("--residual", "4", "2", "2", "2", "--batch", "3", "--steps", "2", "--turns", "1")
+    printed = run("step_cost", *networks, *sizes)
+    assert "| both teachers online: kd, rkd, sdd |" in printed
+    assert "- distillation without the branch / supervised, at most 1.05: " in printed
+    assert "- with all terms on, at most 1.05: " in printed
+    assert "- GFLOPs of a clip, forward: the student 0.006, the branch 0.001 " in printed
+    videos = ("--loading", "--seconds", "1", "--decoders", "0")
+    printed = run("step_cost", *networks, *sizes, *videos)
+    assert "| stored, raw |" in printed
+    assert "| decoded, --decoders 0 |" in printed
+
+
+@pytest.mark.slow
 def test_prepare_k400(run: Callable[..., str]) -> None:
     printed = run("prepare_k400", "--rows", "820", "--runs", "1")
     assert "820 rows listed, 799 found, 21 missing; " in printed
