@@ -175,6 +175,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
     forecast = planning.plan(
         run,
         planning.Options(
+            out=options.out,
             views=asked.views,
             limit=None,
             decoders=asked.decoders,

@@ -14,7 +14,7 @@ from pipeline.config import Run
 from pipeline.cutting import SampleClips
 from pipeline.models import Features, VideoModel
 from pipeline.views import ClipSpec
-from stages import cluster, rows
+from stages import cluster, cluster_worker, rows
 from stages.rows import Networks
 from stages.teachers import Teachers
 
@@ -69,7 +69,7 @@ def put_stand_ins() -> None:
     workers.ChunkPlugin = StandInPlugin
 
 
-class StandInPlugin(cluster.ChunkPlugin):
+class StandInPlugin(cluster_worker.ChunkPlugin):
     """A worker with stand-ins."""
 
     def _load(self) -> Networks:

@@ -13,6 +13,7 @@ from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
     FORMAT_VERSION,
     OWN_FIELDS,
+    STATUS_FIELD,
     VIEW_COLUMNS,
     CacheError,
     DamagedError,
@@ -29,6 +30,7 @@ __all__ = [
     "ABSENT",
     "FORMAT_VERSION",
     "OWN_FIELDS",
+    "STATUS_FIELD",
     "VIEW_COLUMNS",
     "BitRound",
     "BloscZstd",

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config_prepare import Prepare
-from pipeline.config_section import STRICT, Above0, Name, NonNegative, Positive, Seed, Share
+from pipeline.config_section import Above0, Name, NonNegative, Positive, Section, Seed, Share
 from pipeline.config_training import StudentRecipe, TeacherRecipe, Weighting, Weights
 from pipeline.model_names import is_model_name, nearest_names
 
@@ -43,11 +43,7 @@ Pair = Annotated[tuple[str, str], Field(strict=False)]
 Grid = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 
 
-class _Section(BaseModel):
-    model_config = STRICT
-
-
-class Teacher(_Section):
+class Teacher(Section):
     """One teacher: its architecture, its weights, and the recipe that `teach --train` follows.
 
     Weights are `published` or a file. Training begins with those of `start`, at random by default,
@@ -61,7 +57,7 @@ class Teacher(_Section):
     train: TeacherRecipe
 
 
-class Teach(_Section):
+class Teach(Section):
     """The two teachers, and what they are trained on: a pool, or splits of the samples table."""
 
     seed: Seed
@@ -73,14 +69,14 @@ class Teach(_Section):
     cnn: Teacher
 
 
-class AddedTeacher(_Section):
+class AddedTeacher(Section):
     """A teacher beside the two: the cache stores its logits and pooled features too."""
 
     model: ModelName
     weights: Annotated[str, Field(min_length=1)]
 
 
-class Views(_Section):
+class Views(Section):
     """The view rule; `flip` never where left and right are classes."""
 
     count: Positive
@@ -90,7 +86,7 @@ class Views(_Section):
     flip: bool
 
 
-class ProjectionConfig(_Section):
+class ProjectionConfig(Section):
     """φ: how the teachers' feature maps become the residual."""
 
     kind: Literal["aligned", "pca", "random", "identity"]
@@ -101,14 +97,14 @@ class ProjectionConfig(_Section):
     seed: Seed
 
 
-class BloscZstd(_Section):
+class BloscZstd(Section):
     """Zstd behind a bitshuffle: nothing is lost."""
 
     codec: Literal["blosc_zstd"]
     lossy: ClassVar[bool] = False
 
 
-class BitRound(_Section):
+class BitRound(Section):
     """Floats rounded to so many bits of mantissa, then blosc_zstd."""
 
     codec: Literal["bitround"]
@@ -116,7 +112,7 @@ class BitRound(_Section):
     lossy: ClassVar[bool] = True
 
 
-class Fixed8(_Section):
+class Fixed8(Section):
     """Floats as 256 even steps from low to high, then blosc_zstd; rows beyond them fail."""
 
     codec: Literal["fixed8"]
@@ -141,7 +137,7 @@ _FIELD_GROUPS = {
 }
 
 
-class Gate(_Section):
+class Gate(Section):
     """Before a long extraction the teachers are scored on so many labelled videos; 0 scores none.
 
     Far below what was published or measured of them is an error, unless `enforce` is false.
@@ -151,7 +147,7 @@ class Gate(_Section):
     enforce: bool = True
 
 
-class Extract(_Section):
+class Extract(Section):
     """Stage one: which splits, which views, what is stored, compressed or (by default) not.
 
     With precision `bf16` the teachers run under bfloat16 autocast, on whatever device: it decides
@@ -167,8 +163,9 @@ class Extract(_Section):
     max_failed_share: Share
     precision: Precision = "fp32"
     gate: Gate = Gate()
-    codecs: dict[str, Codec] = {}  # by the field's name, as `residual`
-    added: dict[Name, AddedTeacher] = {}  # by the name that their fields begin with
+    codecs: dict[str, Codec] = Field(default_factory=dict)  # by the field's name, as `residual`
+    # By the name that their fields begin with.
+    added: dict[Name, AddedTeacher] = Field(default_factory=dict)
 
     @field_validator("added")
     @classmethod
@@ -179,7 +176,7 @@ class Extract(_Section):
         return added
 
 
-class Distill(_Section):
+class Distill(Section):
     """Stage two: the student, its recipe, the method, and how much of the cache."""
 
     student: ModelName
@@ -190,20 +187,20 @@ class Distill(_Section):
     temperature: Above0
     dkd_beta: NonNegative = 8.0  # of DKD's part over the other classes, beside 1 of the label's
     teachers: Pair = ("vit", "cnn")  # the pair that is weighed, ViT's place first
-    splits: Annotated[list[str], Field(min_length=1)] = ["train"]
+    splits: list[str] = Field(default_factory=lambda: ["train"], min_length=1)
     validation: str | None = None  # the split that is scored after each epoch
     views: Positive | None = None  # the first so many; all that `extract` was asked for by default
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the samples, in the cache's order
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     """Which split is scored, and in how many views: docs/evaluation.md tells the protocols."""
 
     split: str
     protocol: Literal["centre", "5x1", "10x1", "10x3"] = "centre"
 
 
-class Run(_Section):
+class Run(Section):
     """One run: everything that the stages need to know.
 
     `name` is the config file's own: outputs are named by it, so that two runs of one dataset, such

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
-from pipeline.config_section import STRICT, Name, Positive, Seed
+from pipeline.config_section import Name, Positive, Section, Seed
 
 Place = Annotated[str, Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = STRICT
-
-
-class PrepareFigures(_Section):
+class PrepareFigures(Section):
     """The embedded dataset: little people, rendered below `root`."""
 
     source: Literal["figures"]
@@ -35,7 +31,7 @@ class PrepareFigures(_Section):
         return splits
 
 
-class PrepareK400(_Section):
+class PrepareK400(Section):
     """Kinetics-400; `annotations` is the folder of its CSVs, looked for in `root` by default."""
 
     source: Literal["k400"]
@@ -44,7 +40,7 @@ class PrepareK400(_Section):
     split_names: ClassVar = ("train", "val", "test")
 
 
-class PrepareHmdb51(_Section):
+class PrepareHmdb51(Section):
     """HMDB51, one of its three official splits.
 
     `annotations` is the folder of their files, looked for in and beside `root` by default.
@@ -57,7 +53,7 @@ class PrepareHmdb51(_Section):
     split_names: ClassVar = ("train", "test")
 
 
-class PrepareEpic100(_Section):
+class PrepareEpic100(Section):
     """EPIC-KITCHENS-100; where both are there, its videos or its frames are read.
 
     `annotations` is the folder of its CSVs, looked for in and beside `root` by default.
@@ -70,7 +66,7 @@ class PrepareEpic100(_Section):
     split_names: ClassVar = ("train", "validation", "test")
 
 
-class PrepareFolder(_Section):
+class PrepareFolder(Section):
     """Any videos: `<split>/<class>/<video>`, or as a CSV lists them.
 
     `annotations` is the CSV, relative to `root`; by default those that lie in it.

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from pipeline.config_section import STRICT, Above0, NonNegative, Positive, Share
+from pipeline.config_section import Above0, NonNegative, Positive, Section, Share
 
 Weighting = Literal["datw", "uniform", "entropy", "vit", "cnn"]
 """How the logits of the two teachers become one target; docs/method.md has the formulas."""
 
 
-class _Section(BaseModel):
-    model_config = STRICT
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """How a network is trained: AdamW, warm-up and decay along half a cosine each.
 
     Precision `bf16` runs the forward pass under bfloat16 autocast, `auto` does where a GPU computes
@@ -57,7 +53,7 @@ class StudentRecipe(Recipe):
     sync_batchnorm: bool = False  # statistics over the batches of all GPUs
 
 
-class Weights(_Section):
+class Weights(Section):
     """λ of each term; a term at 0 is not computed.
 
     The method has the first three, the others are what it is compared with: decoupled KD in the

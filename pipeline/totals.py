@@ -98,7 +98,8 @@ class Totals:
         if not self.sums:
             return {}
         names = list(self.sums)
-        both = torch.stack([torch.stack([each[name] for name in names]) for each in self._both])
+        pair = self.sums, self.counts
+        both = torch.stack([torch.stack([each[name] for name in names]) for each in pair])
         sums, counts = ranks.total(both).tolist()
         means = {
             name: value / max(count, 1.0)
@@ -110,10 +111,6 @@ class Totals:
         if "sdd" in means:
             means["residual_r2"] = 1 - means["sdd"]  # of a target of mean square 1
         return means
-
-    @property
-    def _both(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return self.sums, self.counts
 
     def vit_weight_by_class(self, ranks: Ranks = ALONE) -> list[float]:
         """Means by class; NaN for a class that was not seen. Empty without weights."""

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,9 @@ def train(
             training.steps_done = batch.number + 1
             on_step()
         if recipe.precise_bn:
-            set_precise_statistics(training.result, batches(epoch, 0), recipe.precise_bn, bf16=bf16)
+            again = partial(batches, epoch, 0)
+            count = min(recipe.precise_bn, training.steps_done)
+            set_precise_statistics(training.result, again, count, bf16=bf16)
         record = totals.means(ranks)
         record["learning_rate"] = float(max(training.schedule.get_last_lr()))
         clips = float(ranks.total(totals.counts["loss"].clone())) if totals.counts else 0.0
@@ -190,7 +193,7 @@ def _timed(batches: Iterable[Batch], totals: Totals) -> Iterator[Batch]:
 
 @torch.no_grad()
 def set_precise_statistics(
-    model: VideoModel, batches: Iterable[Batch], count: int, *, bf16: bool = False
+    model: VideoModel, batches: Callable[[], Iterable[Batch]], count: int, *, bf16: bool = False
 ) -> None:
     """Give batch norms the statistics of so many batches under the weights as they are.
 
@@ -199,15 +202,14 @@ def set_precise_statistics(
 
     Args:
         model: changed in place; in training mode afterwards.
-        batches: at least one.
-        count: at most so many of them.
+        batches: from the first on, none of them kept; asked for again where they end early.
+        count: so many.
         bf16: whether the network runs under autocast.
     """
     model.train()
     if not get_bn_modules(model):
         return
-    some = list(islice(batches, count))
-    device = some[0].clips.device
+    device = next(model.parameters()).device
 
     class Net(nn.Module):
         """From a batch to logits."""
@@ -223,7 +225,8 @@ def set_precise_statistics(
             return logits
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        update_bn_stats(Net().train(), some, len(some))
+        repeated = chain.from_iterable(iter(batches, None))
+        update_bn_stats(Net().train(), repeated, count)
 
 
 def epoch_batches(*, rows: int, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:

@@ -26,7 +26,7 @@ from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, samples_from_table
 from pipeline.weights import load_weights, weights_digest
 from stages.feed import used_part
-from stages.files import write_csv, write_json, write_text
+from stages.files import write_csv, write_json, write_json_lines
 from stages.progress import console, meter
 from stages.recorded import compare_samples, in_lines, tell_other_versions
 from stages.side_by_side import run_side_by_side, steps_of
@@ -39,7 +39,6 @@ from stages.teachers import (
     load_added,
     load_teachers,
 )
-from stages.watching import json_lines
 
 VARIANTS = ("baseline", "student")
 
@@ -98,9 +97,9 @@ def _jobs(run: Run, options: Options, ranks: Ranks) -> list[Job]:
             f"{cache.chunks_held} of its {cache.num_chunks} chunks, in another order each epoch"
         )
     part = used_part(run, cache)
-    rows = int(part.valid.any(axis=1).sum())
     console.print(
-        f"{rows} of {cache.num_samples} samples × {part.valid.shape[1]} views can be used"
+        f"{part.num_usable} of {cache.num_samples} samples × {part.valid.shape[1]} views can be "
+        "used"
     )
     cores, together = os.cpu_count() or 1, ranks.world if launched() else len(VARIANTS)
     return [
@@ -136,7 +135,7 @@ def _write(run: Run, jobs: Sequence[Job], pasts: Mapping[str, Past]) -> None:
         out / "distill.json",
         {
             "cache_fingerprint": cache.fingerprint,
-            "rows_per_epoch": int(jobs[0].part.valid.any(axis=1).sum()),
+            "rows_per_epoch": jobs[0].part.num_usable,
             "clips": stored_format(cache, run.distill.student) or "decoded",
             "config": run.distill.model_dump(mode="json"),
             "weights_sha256": {
@@ -222,7 +221,7 @@ def _write_logs(out: Path, pasts: Mapping[str, Past], samples: Samples) -> None:
     lines = [
         {"variant": variant, **record} for variant, past in pasts.items() for record in past.records
     ]
-    write_text(out / "metrics.jsonl", json_lines(lines))
+    write_json_lines(out / "metrics.jsonl", lines)
     for variant, past in pasts.items():
         write_csv(out / f"{variant}.csv", pa.Table.from_pylist(past.records))
     names = next(iter(samples.classes.values()))

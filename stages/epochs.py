@@ -1,4 +1,4 @@
-"""What a training leaves after each epoch: weights, and a score if there is a validation split."""
+"""Around the epochs of a training: where it goes on, what each leaves, its validation score."""
 
 from __future__ import annotations
 
@@ -12,12 +12,46 @@ from pipeline.config import Run
 from pipeline.models import VideoModel
 from pipeline.optimising import Training
 from pipeline.ranks import ALONE, Ranks
-from pipeline.resuming import Past
+from pipeline.resuming import Past, load_checkpoint
 from pipeline.samples import Samples
 from pipeline.weights import save_weights
+from stages.progress import console
 from stages.scoring import labelled, score
 
 _BATCH = 32  # clips in one forward pass
+
+
+def go_on(
+    name: str,
+    checkpoint: Path,
+    training: Training,
+    belongs_to: Mapping[str, Any],
+    steps: int,
+    ranks: Ranks = ALONE,
+) -> tuple[Past, int]:
+    """Bring a training to where its checkpoint is, if there is one.
+
+    Args:
+        name: for people.
+        checkpoint: the file.
+        training: as it starts; changed in place.
+        belongs_to: what it depends on.
+        steps: of an epoch.
+        ranks: those that train together; all must call it.
+
+    Returns:
+        What its epochs have left, and how many steps were done.
+
+    Raises:
+        pipeline.resuming.CheckpointError: the checkpoint belongs to another training.
+    """
+    if not checkpoint.exists():
+        return Past(), 0
+    past = load_checkpoint(checkpoint, training, belongs_to, ranks)
+    done = training.epochs_done * steps + training.steps_done
+    if ranks.first:
+        console.print(f"{name}: {checkpoint} goes on after {done} steps")
+    return past, done
 
 
 def validation_top1(

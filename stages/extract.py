@@ -20,6 +20,7 @@ from cache import (
     OWN_FIELDS,
     CacheError,
     CacheWriter,
+    Layout,
     PendingChunk,
     StagedChunk,
     Status,
@@ -38,15 +39,18 @@ from stages.chunk_arrays import ChunkArrays, ExtractError
 from stages.files import write_json
 from stages.gate import check_teachers
 from stages.making import ChunkMaker
+from stages.memory import free_memory, memory_of_chunks
 from stages.opening import Wanted, open_wanted, put_in_place
 from stages.overlap import ahead
 from stages.progress import Meter, console, meter, track
 from stages.recorded import environment
 from stages.rows import Networks, drawn_views, load_networks, ordered_samples
 from stages.teachers import Teachers
-from stages.wording import percent, plural
+from stages.wording import percent, plural, size
 
 __all__ = ["ExtractError", "Options", "extract"]
+
+_MEMORY_SHARE = 0.5  # of what is free: networks, and the decoders' batches, need the rest
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def extract(run: Run, options: Options) -> None:
             is cached is another one now.
         cache.CacheError: the cache at `out` is another one, is damaged, or is being written.
     """
+    _check_workers(options)
     wanted = _wanted(run, options)
     if options.replace:
         put_in_place(options.out, wanted)
@@ -106,6 +111,20 @@ def extract(run: Run, options: Options) -> None:
     _summarise(run, options.out)
 
 
+def _check_workers(options: Options) -> None:
+    """Find out before the long part whether there are those who are to make it."""
+    if options.scheduler is not None:
+        from distributed import Client  # noqa: PLC0415 (takes seconds to import)
+
+        from stages.cluster import check_scheduler  # noqa: PLC0415
+
+        check_scheduler(lambda: Client(options.scheduler), options.worker_device)
+    elif options.workers is not None:
+        from stages.local_cluster import check_gpus  # noqa: PLC0415
+
+        check_gpus(options.workers, options.device)
+
+
 def _wanted(run: Run, options: Options) -> Wanted:
     table = read_samples(run.samples_path)
     samples = ordered_samples(run, table)
@@ -115,22 +134,15 @@ def _wanted(run: Run, options: Options) -> Wanted:
 
 def _pass_gate(options: Options, wanted: Wanted) -> dict[str, Any]:
     """Score the teachers that the cache does not know as scored; they are of its identity."""
-    models = wanted.networks.by_name
-    rows = len(wanted.first_samples) * options.views
-    if is_cache(options.out):
-        stored = open_cache(options.out)
-        samples = stored.num_samples + len(wanted.new_samples(stored))
-        again = bool(wanted.networks.added.keys() - stored.added.keys())
-        made = 0 if again else int((stored.status != Status.MISSING).sum())
-        rows = samples * options.views - made
-        passed = stored.provenance.get("accuracy", {})
-        models = {name: model for name, model in models.items() if name not in passed}
-    if not models or rows <= 0:
+    stored = open_cache(options.out) if is_cache(options.out) else None
+    rows = max(wanted.teacher_views(wanted.missing(stored)).values())
+    unscored = {name: wanted.networks.by_name[name] for name in wanted.unscored(stored)}
+    if not unscored or not rows:
         return {}
     return check_teachers(
         wanted.run,
         wanted.table,
-        models,
+        unscored,
         rows=rows,
         decoders=options.decoders,
         batch_size=options.batch_size,
@@ -237,6 +249,7 @@ def _extract_chunks(
 ) -> None:
     """Make what is pending; each chunk is written as soon as its samples are through."""
     run, failed = wanted.run, cache.failures
+    _warn_of_memory(options, wanted, writer.layout, cache)
 
     def note(failures: Mapping[str, str]) -> None:
         failed.update(failures)
@@ -248,6 +261,22 @@ def _extract_chunks(
             _extract_here(options, wanted, writer, cache, pending, note, counter)
         else:
             _extract_elsewhere(options, wanted, writer, pending, note, counter)
+
+
+def _warn_of_memory(options: Options, wanted: Wanted, layout: Layout, cache: TeacherCache) -> None:
+    """Say so beforehand where the chunks that are under way at once may not fit into memory."""
+    if options.scheduler is not None:
+        return  # not this machine's
+    fields = [*OWN_FIELDS, *wanted.fields(cache)]
+    need = memory_of_chunks(
+        fields, min(layout.chunk_samples, layout.num_samples), options.views, options.workers
+    )
+    if need > _MEMORY_SHARE * (free := free_memory()):
+        console.print(
+            f"chunks on their way take up to {size(need)}, and {size(free)} of memory are free: "
+            "a smaller extract.chunk_samples (of a new cache), JPEG clips or fewer workers take "
+            "less"
+        )
 
 
 def _extract_here(
@@ -294,10 +323,11 @@ def _extract_elsewhere(
     """By the workers of a cluster; this process commits what they stage."""
     from distributed import Client  # noqa: PLC0415 (takes seconds to import)
 
-    from stages import cluster  # noqa: PLC0415
+    from stages import cluster, cluster_worker  # noqa: PLC0415
+    from stages.local_cluster import local_cluster  # noqa: PLC0415
 
     local = options.scheduler is None
-    recipe = cluster.recipe_for(
+    recipe = cluster_worker.recipe_for(
         wanted.run,
         wanted.table,
         wanted.teachers,
@@ -312,7 +342,7 @@ def _extract_elsewhere(
         note(staged.failures)
 
     started = (
-        cluster.local_cluster(options.workers or 1, options.device)
+        local_cluster(options.workers or 1, options.device)
         if options.scheduler is None
         else nullcontext(options.scheduler)
     )

@@ -44,6 +44,16 @@ class Part:
     made: NDArray[np.bool_]
     valid: NDArray[np.bool_]
 
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Samples with a view that can be trained on, (n,) bool."""
+        return np.asarray(self.valid.any(axis=1))
+
+    @property
+    def num_usable(self) -> int:
+        """How many there are."""
+        return int(self.usable.sum())
+
 
 def used_part(run: Run, cache: TeacherCache) -> Part:
     """Choose the rows that a run trains on: those that have all that its method reads.
@@ -146,9 +156,8 @@ class Feed:
         Raises:
             pipeline.objective.TrainingError: a batch is too small for so many ranks.
         """
-        usable = part.valid.any(axis=1)
-        self._rows = part.rows[usable]
-        self._valid = [np.flatnonzero(views) for views in part.valid[usable]]
+        self._rows = part.rows[part.usable]
+        self._valid = [np.flatnonzero(views) for views in part.valid[part.usable]]
         draws = np.random.default_rng(run.distill.seed)
         self._turns = draws.integers(part.valid.shape[1], size=len(self._rows))
         self._run, self._cache, self._device, self._ranks = run, cache, device, ranks

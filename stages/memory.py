@@ -1,18 +1,22 @@
-"""How many trainings fit side by side: what one takes, beside what there is."""
+"""Memory: what a training takes, what chunks take on their way, and what there is."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import psutil
 import torch
 from distributed.system import MEMORY_LIMIT
 from torch import Tensor
 
-from cache import TeacherCache
+from cache import Field, TeacherCache
 from cache.blocks import BLOCK_BYTES
 from pipeline.config import Run
 from pipeline.models import create_model
 from pipeline.views import normalise
 
+_CHUNKS_HELD = 3  # one is computed, one waits, one is written
+_CHUNKS_OF_WORKER = 2  # a thread each
 _PROCESS_BYTES = 800 * 2**20  # python, torch and this package, before anything is trained
 
 
@@ -48,3 +52,18 @@ def memory_of(run: Run, cache: TeacherCache, decoders: int) -> int:
     batch = -(-recipe.batch_size // recipe.accumulate)
     decoded = BLOCK_BYTES if cache.unmapped else 0
     return kept * batch + decoded + (1 + decoders) * _PROCESS_BYTES
+
+
+def memory_of_chunks(
+    fields: Iterable[Field], samples: int, views: int, workers: int | None = None
+) -> int:
+    """Bytes that the chunks of an extraction take on their way, at most.
+
+    Args:
+        fields: what is stored.
+        samples: of a chunk.
+        views: of each.
+        workers: that make chunks on this machine; None makes them in one process.
+    """
+    held = _CHUNKS_HELD if workers is None else _CHUNKS_OF_WORKER * workers
+    return held * samples * views * sum(field.row_bytes for field in fields)

@@ -5,6 +5,7 @@ Identity must agree; which samples, views and fields are there is extent, which 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cache import (
+    OWN_FIELDS,
+    STATUS_FIELD,
     CacheError,
     CacheWriter,
     Field,
     IdentityMismatch,
+    Status,
     TeacherCache,
     is_cache,
     open_cache,
@@ -35,7 +40,7 @@ from stages.recorded import (
 )
 from stages.rows import Networks
 from stages.stored_clips import clip_field, format_of, why_not
-from stages.teachers import added_identities, check_added, identity_for
+from stages.teachers import Teachers, added_identities, check_added, identity_for
 from stages.wording import plural
 
 
@@ -86,6 +91,38 @@ class Wanted:
         if self.limit is not None:
             new = new[: max(0, self.limit - stored.num_samples)]
         return self.listed.take(new)
+
+    def missing(self, stored: TeacherCache | None) -> dict[str, NDArray[np.bool_]]:
+        """Which rows of the cache, once it has grown, are to be made: of each field (n, views)."""
+        fields = [*OWN_FIELDS, *self.fields(stored)]
+        if stored is None:
+            here = np.ones((len(self.first_samples), self.views), bool)
+            return {field.name: here for field in fields}
+        there = stored.num_samples
+        if self.limit is not None:  # whole chunks
+            starts = stored.layout.chunk_starts
+            there = int(starts[np.searchsorted(starts[:-1], self.limit)])
+        shape = (
+            there + len(self.new_samples(stored)),
+            max(self.views, stored.num_views),
+        )
+        missing = {field.name: np.ones(shape, bool) for field in fields}
+        there_too = {field.name for field in OWN_FIELDS} | stored.fields.keys()
+        for name in missing.keys() & there_too:
+            made = stored.status_of(name)[:there] != Status.MISSING
+            missing[name][:there, : stored.num_views] = ~made
+        return missing
+
+    def teacher_views(self, missing: Mapping[str, NDArray[np.bool_]]) -> dict[str, int]:
+        """How many views each teacher has to see, of what `missing` says."""
+        pair = int(missing[STATUS_FIELD.name].sum())
+        of_added = {name: int(missing[f"{name}/status"].sum()) for name in self.networks.added}
+        return {**dict.fromkeys(Teachers._fields, pair), **of_added}
+
+    def unscored(self, stored: TeacherCache | None) -> list[str]:
+        """The teachers of which the cache does not know how accurate they are."""
+        passed = stored.provenance.get("accuracy", {}) if stored else {}
+        return [name for name in self.networks.by_name if name not in passed]
 
     def check(self, stored: TeacherCache) -> None:
         """Check that a cache is this one, or can grow to be it.

@@ -9,74 +9,71 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from cache import OWN_FIELDS
+from cache import OWN_FIELDS, STATUS_FIELD, TeacherCache, is_cache, open_cache
 from pipeline.config import Run
 from pipeline.models import VideoModel, create_model
-from pipeline.samples import Samples, read_samples
+from pipeline.samples import read_samples
 from stages.calibration import Calibration
-from stages.fields import cache_fields
+from stages.forecast import Machine, Seconds, Work, forecast
 from stages.gate import videos_to_score
+from stages.memory import memory_of_chunks
+from stages.opening import Wanted
 from stages.rows import Networks, ordered_samples
+from stages.stored_clips import clip_field
 from stages.teachers import Teachers, placed
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command says beside the config."""
+    """What the command says beside the config; `out` is where a cache may stand already."""
 
+    out: Path
     views: int
     limit: int | None
     decoders: int
     batch_size: int
     seconds: float
     device: torch.device
-    workers: int = 1
+    workers: int | None = None
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """What the parts take.
-
-    Attributes:
-        decode: a sample with all its views, on one core.
-        encode: the stored clips of a view as JPEG, on one core.
-        networks: each teacher's forward pass over a view.
-        store: a view's outputs being projected and fetched.
-    """
-
-    decode: float
-    encode: float
-    networks: Mapping[str, float]
-    store: float
+class PlanError(ValueError):
+    """There is no plan; the message says why and the way out."""
 
 
 def plan(run: Run, options: Options) -> dict[str, Any]:
-    """Forecast an extraction; plain JSON.
+    """Forecast an extraction, or what is left of one; plain JSON.
 
     Returns:
-        `samples`, `views`, `rows`; `bytes` (per row, in all, by field); `seconds`, see `Seconds`;
-        `gate_videos`; `forecast`: `decode_core_hours` (with encoding), `network_hours` (with
-        storing), `gate_hours`, `fit_hours`, `wall_hours`, `decoding_limits` (whether the videos
-        cannot be decoded as fast as the networks take them) and `decoders_enough`;
-        `break_even_epochs`, `student_epochs`; `less`: bytes and hours with fewer views, a coarser
-        grid, fewer dimensions, no clips.
+        `samples`, `views`, `rows` of the finished cache, and its `bytes` (per row, in all, by
+        field); `standing`: what is there already (`place`, `samples`, `views`), or None; `to_make`:
+        `samples` to decode, `views` of each teacher, `clip_views`, `bytes`; `memory_bytes` of the
+        chunks that are under way at once; `seconds`, see `Seconds`; `gate_videos`; `forecast`, see
+        there; `break_even_epochs`, `student_epochs`; `less`: bytes and hours of another cache, with
+        fewer views, a coarser grid, fewer dimensions, no clips; empty where one stands.
 
     Raises:
+        PlanError: another cache stands at `out`.
         stages.calibration.CalibrationError: none of the first samples can be read.
         pipeline.samples.SamplesError: there is no samples table.
     """
-    table = read_samples(run.samples_path)
-    samples = ordered_samples(run, table)
-    samples = samples.take(range(min(options.limit or len(samples), len(samples))))
-    networks = _networks(run, table, options.device)
+    wanted = _wanted(run, options)
+    stored = open_cache(options.out) if is_cache(options.out) else None
+    if stored is not None:
+        _check_fields(stored, wanted)
+    missing = wanted.missing(stored)
+    work, fields = _work(wanted, stored, missing), [*OWN_FIELDS, *wanted.fields(stored)]
     trial = Calibration(
         run,
-        samples,
-        networks,
+        wanted.first_samples,
+        wanted.networks,
         views=options.views,
         batch_size=options.batch_size,
         seconds=options.seconds,
@@ -84,67 +81,116 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
     seconds = Seconds(
         trial.decode,
         trial.encode(),
-        {name: trial.network(name) for name in networks.by_name},
+        {name: trial.network(name) for name in wanted.networks.by_name},
         trial.store(run.extract.projection),
     )
-    rows = len(samples) * options.views
-    gate_videos = videos_to_score(run, table, rows)
-    row_bytes = _row_bytes(run, table, networks)
-    less = {}
-    for name, of_less, views in _with_less(run, options.views):
-        changed = seconds
-        if of_less.extract.projection != run.extract.projection:
-            store = min(seconds.store, trial.store(of_less.extract.projection))
-            changed = replace(seconds, store=store)
-        if not of_less.extract.clips:
-            changed = replace(seconds, encode=0.0)
-        hours = forecast(of_less, len(samples), views, gate_videos, changed, options)
-        less[name] = {
-            "bytes": len(samples) * views * sum(_row_bytes(of_less, table, networks).values()),
-            "wall_hours": hours["wall_hours"],
-        }
+    machine = Machine(options.device, options.decoders, options.workers or 1)
+    samples, views = missing[STATUS_FIELD.name].shape
+    rows, row_bytes = samples * views, sum(field.row_bytes for field in fields)
+    chunk_samples = stored.chunk_samples if stored else run.extract.chunk_samples
     return {
         "dataset": run.name,
         "splits": run.extract.splits,
-        "samples": len(samples),
-        "views": options.views,
+        "samples": samples,
+        "views": views,
         "rows": rows,
         "device": str(options.device),
         "decoders": options.decoders,
         "workers": options.workers,
         "bytes": {
-            "row": sum(row_bytes.values()),
-            "all": rows * sum(row_bytes.values()),
-            "by_field": {name: rows * each for name, each in row_bytes.items()},
+            "row": row_bytes,
+            "all": rows * row_bytes,
+            "by_field": {field.name: rows * field.row_bytes for field in fields},
         },
+        "standing": stored
+        and {
+            "place": stored.place,
+            "samples": stored.num_samples,
+            "views": stored.num_views,
+        },
+        "to_make": {
+            "samples": work.samples,
+            "views": work.views,
+            "clip_views": work.clip_views,
+            "bytes": sum(int(missing[field.name].sum()) * field.row_bytes for field in fields),
+        },
+        "memory_bytes": memory_of_chunks(
+            fields, min(chunk_samples, samples), views, options.workers
+        ),
         "seconds": asdict(seconds),
-        "gate_videos": gate_videos,
-        "forecast": forecast(run, len(samples), options.views, gate_videos, seconds, options),
-        "break_even_epochs": _break_even(run, len(samples), options.views),
+        "gate_videos": work.gate_videos,
+        "forecast": forecast(work, seconds, machine),
+        "break_even_epochs": _break_even(run, samples, views),
         "student_epochs": run.distill.train.epochs,
-        "less": less,
+        "less": {} if stored else _less(wanted, trial, seconds, machine),
     }
 
 
-def _networks(run: Run, table: Samples, device: torch.device) -> Networks:
-    """The networks with random weights: what they cost does not depend on the weights."""
+def _wanted(run: Run, options: Options) -> Wanted:
+    """With random weights: what networks cost does not depend on the weights."""
+    table = read_samples(run.samples_path)
 
     def made(name: str) -> VideoModel:
-        return placed(create_model(name, table.heads).eval(), device)
+        return placed(create_model(name, table.heads).eval(), options.device)
 
-    return Networks(
+    networks = Networks(
         Teachers(made(run.teach.vit.model), made(run.teach.cnn.model)),
         run.extract.clips,
         {name: made(teacher.model) for name, teacher in run.extract.added.items()},
         run.extract.precision,
     )
+    samples = ordered_samples(run, table)
+    return Wanted(run, table, samples, networks, options.views, options.limit)
 
 
-def _row_bytes(run: Run, table: Samples, networks: Networks) -> dict[str, int]:
-    """Of a row, by field."""
-    stored = replace(networks, students=run.extract.clips)
-    fields = [*OWN_FIELDS, *cache_fields(run, table, stored)]
-    return {field.name: field.row_bytes for field in fields}
+def _check_fields(stored: TeacherCache, wanted: Wanted) -> None:
+    """A cache whose arrays are others than the config's is not the one that is planned."""
+    for field in wanted.fields(stored):
+        there = stored.fields.get(field.name)
+        if there is not None and (there.shape, there.dtype) != (field.shape, field.dtype):
+            raise PlanError(
+                f"{stored.place} is another cache: its {field.name} is {there.dtype} "
+                f"{there.shape}, the config's is {field.dtype} {field.shape}. `extract` would "
+                "refuse it; plan with the --out that it will have"
+            )
+
+
+def _work(
+    wanted: Wanted, stored: TeacherCache | None, missing: Mapping[str, NDArray[np.bool_]]
+) -> Work:
+    """What is to be made, as `extract` will find it."""
+    samples = missing[STATUS_FIELD.name].shape[0]
+    anything = np.any([of_field.any(axis=1) for of_field in missing.values()], axis=0)
+    clips = [missing[clip_field(name)] for name in wanted.networks.students]
+    views, unscored = wanted.teacher_views(missing), wanted.unscored(stored)
+    gate = videos_to_score(wanted.run, wanted.table, max(views.values())) if unscored else 0
+    return Work(
+        samples=int(anything.sum()),
+        views=views,
+        clip_views=int(np.any(clips, axis=0).sum()) if clips else 0,
+        fitted=0 if stored else min(wanted.run.extract.projection.samples, samples),
+        scored=tuple(unscored),
+        gate_videos=gate,
+    )
+
+
+def _less(
+    wanted: Wanted, trial: Calibration, seconds: Seconds, machine: Machine
+) -> dict[str, dict[str, float]]:
+    """Bytes and hours of caches that take less."""
+    less = {}
+    for name, run, views in _with_less(wanted.run, wanted.views):
+        networks = replace(wanted.networks, students=run.extract.clips)
+        of_less = replace(wanted, run=run, networks=networks, views=views)
+        missing, changed = of_less.missing(None), seconds
+        if run.extract.projection != wanted.run.extract.projection:
+            store = min(seconds.store, trial.store(run.extract.projection))
+            changed = replace(seconds, store=store)
+        hours = forecast(_work(of_less, None, missing), changed, machine)
+        rows = missing[STATUS_FIELD.name].size
+        row_bytes = sum(field.row_bytes for field in (*OWN_FIELDS, *of_less.fields()))
+        less[name] = {"bytes": rows * row_bytes, "wall_hours": hours["wall_hours"]}
+    return less
 
 
 def _with_less(run: Run, views: int) -> Iterator[tuple[str, Run, int]]:
@@ -167,52 +213,6 @@ def _with_less(run: Run, views: int) -> Iterator[tuple[str, Run, int]]:
         yield f"residual dimension {dim}", changed(projection=smaller), views
     if run.extract.clips:
         yield "no stored clips", changed(clips=[]), views
-
-
-def forecast(
-    run: Run, samples: int, views: int, gate_videos: int, seconds: Seconds, options: Options
-) -> dict[str, Any]:
-    """Hours; the gate and the fit of the projection come before the rows, which workers share.
-
-    Args:
-        run: the config.
-        samples: how many.
-        views: of each.
-        gate_videos: on how many the teachers are scored.
-        seconds: of the parts.
-        options: device, decoders and workers.
-    """
-    fitted = min(run.extract.projection.samples, samples)
-    teachers = sum(seconds.networks.values())
-    pair = seconds.networks["vit"] + seconds.networks["cnn"]
-    decode = samples * (seconds.decode + views * seconds.encode)
-    network = samples * views * (teachers + seconds.store)
-    # One view is not a `views`-th of the decoding: most of it is the video's.
-    gate = _wall(gate_videos * seconds.decode, gate_videos * teachers, options)
-    fit = _wall(fitted * seconds.decode, fitted * pair, options)
-    wall = gate + fit + _share(options) * _wall(decode, network, options)
-    return {
-        "decode_core_hours": decode / 3600,
-        "network_hours": network / 3600,
-        "gate_hours": gate / 3600,
-        "fit_hours": fit / 3600,
-        "wall_hours": wall / 3600,
-        "decoding_limits": decode / max(options.decoders, 1) > network,
-        "decoders_enough": max(1, math.ceil(decode / max(network, 1e-9))),
-    }
-
-
-def _wall(decode: float, network: float, options: Options) -> float:
-    """A GPU computes while decoders decode; a CPU shares its cores between the two."""
-    decode /= max(options.decoders, 1)
-    if options.device.type == "cpu" or not options.decoders:
-        return network + decode
-    return max(network, decode)
-
-
-def _share(options: Options) -> float:
-    """Of the rows' time, with workers: each has a GPU, but a CPU was tried with all its cores."""
-    return 1.0 if options.device.type == "cpu" else 1 / options.workers
 
 
 def _break_even(run: Run, samples: int, views: int) -> float:

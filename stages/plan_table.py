@@ -21,10 +21,11 @@ def show(facts: Mapping[str, Any]) -> None:
     for name, each in sizes["by_field"].items():
         fields.add_row(name, size(each), f"{each / sizes['all']:.1%}")
     console.print(fields)
-    less = _table("with less", "size", "wall")
-    for name, one in facts["less"].items():
-        less.add_row(name, size(one["bytes"]), _time(one["wall_hours"]))
-    console.print(less)
+    if facts["less"]:
+        less = _table("with less", "size", "wall")
+        for name, one in facts["less"].items():
+            less.add_row(name, size(one["bytes"]), _time(one["wall_hours"]))
+        console.print(less)
 
 
 def _about(facts: Mapping[str, Any]) -> Table:
@@ -38,6 +39,11 @@ def _about(facts: Mapping[str, Any]) -> Table:
     )
     sizes = facts["bytes"]
     about.add_row("cache", f"{size(sizes['all'])}, {count(sizes['row'])} bytes a row")
+    if (standing := facts["standing"]) is not None:
+        about.add_row("there", _standing(facts, standing))
+    about.add_row(
+        "memory", f"{size(facts['memory_bytes'])} for chunks on their way, beside the networks"
+    )
     encoding = f", JPEG {1000 * seconds['encode']:.1f} ms a view" if seconds["encode"] else ""
     about.add_row(
         "decoding",
@@ -56,9 +62,10 @@ def _about(facts: Mapping[str, Any]) -> Table:
             f"{_time(forecast['gate_hours'])} before the first row: teachers scored on "
             f"{plural(facts['gate_videos'], 'video')}",
         )
-    about.add_row("projection", f"{_time(forecast['fit_hours'])} before the first row")
+    if facts["standing"] is None:
+        about.add_row("projection", f"{_time(forecast['fit_hours'])} before the first row")
     about.add_row("wall", f"{_time(forecast['wall_hours'])} with {_who(facts)}")
-    if forecast["decoding_limits"]:
+    if forecast["decoding_limits"] and forecast["network_hours"]:
         enough = plural(forecast["decoders_enough"], "decoder")
         about.add_row("", f"decoding is the limit; {enough} with a core each would be enough")
     about.add_row(
@@ -72,10 +79,25 @@ def _about(facts: Mapping[str, Any]) -> Table:
 def _who(facts: Mapping[str, Any]) -> str:
     """The processes that work, in words."""
     decoders = f"--decoders {facts['decoders']}"
-    if facts["workers"] == 1:
+    if facts["workers"] in (None, 1):
         return decoders
     together = ", which share this CPU" if facts["device"] == "cpu" else ", with a GPU each"
     return f"{decoders} of each of {facts['workers']} workers{together}"
+
+
+def _standing(facts: Mapping[str, Any], standing: Mapping[str, Any]) -> str:
+    """What is there, and what is still to be made."""
+    there = (
+        f"{standing['place']}: {count(standing['samples'])} samples × "
+        f"{plural(standing['views'], 'view')}"
+    )
+    left = facts["to_make"]
+    if not left["samples"]:
+        return f"{there}; nothing is left to be made"
+    parts = [f"{count(left['samples'])} samples to decode"]
+    parts += [f"{name} {count(views)} views" for name, views in left["views"].items() if views]
+    parts += [f"clips of {count(left['clip_views'])} views"] if left["clip_views"] else []
+    return f"{there}; still to be made: {', '.join(parts)}: {size(left['bytes'])}"
 
 
 def _table(first: str, *figures: str) -> Table:

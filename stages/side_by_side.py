@@ -20,17 +20,12 @@ Ended = Callable[[int, "Future[Past]"], object]
 
 def steps_of(job: Job) -> int:
     """Steps of a whole training."""
-    recipe, rows = job.run.distill.train, int(job.part.valid.any(axis=1).sum())
-    return recipe.epochs * steps_in_epoch(rows, recipe.batch_size)
+    recipe = job.run.distill.train
+    return recipe.epochs * steps_in_epoch(job.part.num_usable, recipe.batch_size)
 
 
-def run_side_by_side(jobs: Sequence[Job], at_once: int | None = None) -> list[Past]:
-    """Train each; the first one that fails ends all.
-
-    Args:
-        jobs: the students.
-        at_once: as many as run together; all by default.
-    """
+def run_side_by_side(jobs: Sequence[Job]) -> list[Past]:
+    """Train all of them at once; the first one that fails ends all."""
     pasts: dict[int, Past] = {}
 
     def end(index: int, future: Future[Past]) -> None:
@@ -38,7 +33,7 @@ def run_side_by_side(jobs: Sequence[Job], at_once: int | None = None) -> list[Pa
 
     names, totals = [f"training {job.name}" for job in jobs], [steps_of(job) for job in jobs]
     with meters(names, totals=totals, unit="steps") as counters:
-        train_each(jobs, at_once or len(jobs), lambda at, n: counters[at].advance(n), end)
+        train_each(jobs, len(jobs), lambda at, n: counters[at].advance(n), end)
     return [pasts[index] for index in range(len(jobs))]
 
 

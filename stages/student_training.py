@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from pipeline.models import create_model
 from pipeline.objective import TrainingError
 from pipeline.optimising import Training, start_training, uses_bf16
 from pipeline.ranks import ALONE, Ranks
-from pipeline.resuming import Past, load_checkpoint, save_checkpoint
-from pipeline.samples import read_samples, samples_from_table
+from pipeline.resuming import Past, save_checkpoint
+from pipeline.samples import Samples, read_samples, samples_from_table
 from pipeline.training import EpochLog, train
 from pipeline.weights import weights_digest
-from stages.epochs import keep_epoch, validation_top1
+from stages.epochs import go_on, keep_epoch, validation_top1
 from stages.feed import Feed, Part, method_of, sizes_of
 from stages.files import write_json, write_text
 from stages.progress import console
@@ -88,13 +88,13 @@ def train_student(
     feed = Feed(run, job.cache, job.part, device, job.decoders, ranks)
     training = _start(job, feed.steps, ranks)
     belongs_to = _belongs_to(job, training)
-    past, checkpoint = Past(), folder / CHECKPOINT
-    if checkpoint.exists():
-        past = load_checkpoint(checkpoint, training, belongs_to, ranks)
-        steps = training.epochs_done * feed.steps + training.steps_done
-        if ranks.first:
-            console.print(f"{job.name}: {checkpoint} goes on after {steps} steps")
-        on_steps(steps)
+    checkpoint = folder / CHECKPOINT
+    past, steps_before = go_on(job.name, checkpoint, training, belongs_to, feed.steps, ranks)
+    if steps_before:
+        on_steps(steps_before)
+    validated = None
+    if run.distill.validation is not None:
+        validated = read_samples(run.samples_path).of_splits([run.distill.validation])
     if ranks.first:
         _write_facts(job)
 
@@ -107,9 +107,9 @@ def train_student(
         training, recipe=recipe, method=method, batches=feed, on_step=step_done, ranks=ranks
     )
     with ExitStack() as stack:
-        watch = stack.enter_context(Watch(folder, past)) if ranks.first else None
+        watch = stack.enter_context(closing(Watch(folder, past))) if ranks.first else None
         for log in logs:
-            _note(job, training, past, log, ranks)
+            _note(job, training, past, log, validated, ranks)
             save_checkpoint(checkpoint, training, past, belongs_to, ranks)
             if watch is not None:
                 watch.epoch(past)
@@ -164,13 +164,19 @@ def _write_facts(job: Job) -> None:
     )
 
 
-def _note(job: Job, training: Training, past: Past, log: EpochLog, ranks: Ranks) -> None:
+def _note(
+    job: Job,
+    training: Training,
+    past: Past,
+    log: EpochLog,
+    validated: Samples | None,
+    ranks: Ranks,
+) -> None:
     """Score an epoch if there is a validation split, and keep its weights."""
     run = job.run
     record: dict[str, Any] = {"epoch": log.epoch, **log.record}
-    if run.distill.validation is not None:
-        samples = read_samples(run.samples_path).of_splits([run.distill.validation])
-        record["top1"] = validation_top1(run, training.result, samples, job.decoders, ranks)
+    if validated is not None:
+        record["top1"] = validation_top1(run, training.result, validated, job.decoders, ranks)
     past.by_class.append(log.vit_weight_by_class)
     facts = {"variant": job.name, "cache": job.cache.fingerprint, "seed": run.distill.seed}
     if ranks.first:

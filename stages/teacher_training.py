@@ -23,13 +23,13 @@ from pipeline.mixing import Mix, draw_mix
 from pipeline.models import VideoModel, create_model
 from pipeline.objective import LABELS_ONLY, NO_LABEL, Batch, Method
 from pipeline.optimising import start_training, uses_bf16
-from pipeline.resuming import Past, load_checkpoint, save_checkpoint
+from pipeline.resuming import Past, save_checkpoint
 from pipeline.samples import Samples
 from pipeline.training import epoch_batches, steps_in_epoch, train
 from pipeline.views import ViewRule
 from pipeline.weights import load_weights, weights_digest
-from stages.epochs import keep_epoch, validation_top1
-from stages.files import write_csv, write_text
+from stages.epochs import go_on, keep_epoch, validation_top1
+from stages.files import write_csv, write_json_lines
 from stages.progress import console, meter
 
 _CHECKPOINT_STEPS = 500  # from one to the next; there is one after each epoch too
@@ -175,15 +175,12 @@ def train_teacher(
         layer_decay=recipe.layer_decay,
         decay_positions=recipe.decay_positions,
     )
-    past, checkpoint = Past(), _checkpoint(run, role)
-    if checkpoint.exists():
-        past = load_checkpoint(checkpoint, training, belongs_to)
-        steps = training.epochs_done * feed.steps + training.steps_done
-        console.print(f"{role}: {checkpoint} goes on after {steps} steps")
+    checkpoint = _checkpoint(run, role)
+    past, steps_before = go_on(role, checkpoint, training, belongs_to, feed.steps)
     started = time.perf_counter()
     with meter(f"training {role}", total=recipe.epochs * feed.steps, unit="steps") as counter:
-        if training.epochs_done or training.steps_done:
-            counter.advance(training.epochs_done * feed.steps + training.steps_done)
+        if steps_before:
+            counter.advance(steps_before)
 
         def step_done() -> None:
             counter.advance()
@@ -259,8 +256,8 @@ def _belongs_to(
 
 def _write_logs(out: Path, past: Past) -> None:
     """One JSON line per epoch beside the role's folder, and the same as CSV."""
-    lines = [json.dumps({"role": out.name, **record}) for record in past.records]
-    write_text(out.with_name(f"{out.name}.jsonl"), "\n".join(lines) + "\n")
+    records = [{"role": out.name, **record} for record in past.records]
+    write_json_lines(out.with_name(f"{out.name}.jsonl"), records)
     write_csv(out.with_name(f"{out.name}.csv"), pa.Table.from_pylist(past.records))
 
 

@@ -6,23 +6,19 @@ writes them anew and no epoch is missing or there twice.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
-from dvclive.live import Live
-from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.resuming import Past
-from stages.files import write_csv, write_text
+from stages.files import write_csv, write_json_lines
 
 
 class Watch:
-    """Writes the records of one training; a context manager.
+    """Writes the records of one training, until it is closed.
 
     Below the folder come to lie `metrics.jsonl` and `metrics.csv`, a line per epoch; `dvclive/`,
     for `dvc plots` and `dvc exp show`; and `tensorboard/`.
@@ -35,6 +31,10 @@ class Watch:
             folder: the training's.
             past: its epochs, as a checkpoint has them.
         """
+        # Here: the two take two seconds, which commands that only import this should not wait.
+        from dvclive.live import Live  # noqa: PLC0415
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
         self._folder = folder
         events = folder / "tensorboard"
         shutil.rmtree(events, ignore_errors=True)
@@ -51,16 +51,7 @@ class Watch:
         if past.records:
             self._write(past)
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Close what is open."""
         self._live.end()
         self._board.close()
@@ -81,10 +72,5 @@ class Watch:
         self._board.flush()
 
     def _write(self, past: Past) -> None:
-        write_text(self._folder / "metrics.jsonl", json_lines(past.records))
+        write_json_lines(self._folder / "metrics.jsonl", past.records)
         write_csv(self._folder / "metrics.csv", pa.Table.from_pylist(past.records))
-
-
-def json_lines(records: Sequence[Mapping[str, Any]]) -> str:
-    """A line of JSON each."""
-    return "".join(f"{json.dumps(record)}\n" for record in records)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cache import describe, open_cache
 from cache_making import IDENTITY, make_cache
 from pipeline.config import Run
-from stages import cli
+from stages import cache_cli, cli
 from stages.info import show
 from stages.progress import console
 
@@ -28,11 +28,11 @@ COMMANDS = [
     (cli.app, "mean"),
     (cli.app, "ablate"),
     (cli.app, "models"),
-    (cli.cache_app, "extract"),
-    (cli.cache_app, "info"),
-    (cli.cache_app, "plan"),
-    (cli.cache_app, "verify"),
-    (cli.cache_app, "repair"),
+    (cache_cli.app, "extract"),
+    (cache_cli.app, "info"),
+    (cache_cli.app, "plan"),
+    (cache_cli.app, "verify"),
+    (cache_cli.app, "repair"),
 ]
 
 
@@ -46,7 +46,7 @@ def test_every_command_has_a_help(app: typer.Typer, command: str) -> None:
 def test_all_commands_are_tried_here() -> None:
     named = {
         (id(app), command.callback.__name__)
-        for app in (cli.app, cli.cache_app)
+        for app in (cli.app, cache_cli.app)
         for command in app.registered_commands
         if command.callback
     }
@@ -57,7 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> int:
     """Run a command as its entry point does; returns the exit code."""
     monkeypatch.setattr(sys, "argv", [command, *arguments])
     with pytest.raises(SystemExit) as stop:
-        {"dualkd": cli.main, "dualkd-cache": cli.cache_main}[command]()
+        {"dualkd": cli.main, "dualkd-cache": cache_cli.main}[command]()
     return int(stop.value.code or 0)
 
 
@@ -228,9 +228,9 @@ def test_what_a_stranger_writes_does_not_steer_the_terminal(
 
 WAITING = """
 import os, signal, sys, time
-from stages import cli
+from stages import cache_cli, cli
 
-@cli.cache_app.command()
+@cache_cli.app.command()
 def wait() -> None:
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -240,7 +240,7 @@ def wait() -> None:
 
 cli._ORDERLY_SEC = {seconds}
 sys.argv = ["dualkd-cache", "wait"]
-cli.cache_main()
+cache_cli.main()
 """
 
 
@@ -270,7 +270,7 @@ def test_ctrl_c_is_one_message(ending: str, seconds: float) -> None:
 
 def test_help_does_not_import_torch() -> None:
     """Commands answer at once; torch takes seconds to import."""
-    code = "import sys, stages.cli; print('torch' in sys.modules)"
+    code = "import sys, stages.cli, stages.cache_cli; print('torch' in sys.modules)"
     command = [sys.executable, "-c", code]
     root = Path(__file__).parents[1]
     shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -15,18 +16,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from cache import open_cache, verify_cache
+from cache import StagedChunk, open_cache, verify_cache
 from cache_making import contents
 from chain_making import nudge_weights, options, write_config
 from pipeline.config import Run
 from stages import cluster
 from stages.chunk_arrays import ExtractError
+from stages.cluster_progress import Progress
 from stages.extract import Options, extract
+from stages.making import ChunkMaker
+from stages.progress import Meter
 
 # What dask says of workers that go away; the warnings of its own threads.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -195,7 +201,7 @@ def test_a_teams_cluster_makes_the_cache_or_says_why_not(small_chunks: Run) -> N
         shutil.rmtree(run.cache_path)
         recipes = []
 
-        from stages import cluster as stage
+        from stages import cluster_worker as stage
 
         real = stage.recipe_for
 
@@ -217,3 +223,66 @@ def test_workers_that_never_come_back_are_told(monkeypatch: pytest.MonkeyPatch) 
         future = client.submit(max, 1, 2)
         with pytest.raises(ExtractError, match=r"all workers are gone, and for .* none came back"):
             list(cluster._as_they_come(client, [future]))
+
+
+def test_a_surprise_in_a_worker_is_told_with_the_chunk_and_where_it_came_from(
+    small_chunks: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_given: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(ChunkMaker, "make", surprise)
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as local:
+        asked = replace(options(small_chunks), scheduler=local.scheduler_address)
+        with pytest.raises(ExtractError) as told:
+            extract(small_chunks, asked)
+    message = str(told.value)
+    assert re.match(r"chunk \d+ could not be made by the worker inproc://.*out of luck", message)
+    assert "in surprise" in message
+    assert commits(small_chunks) == 0
+
+
+def test_a_scheduler_that_is_not_there_is_told_before_anything_begins(small_chunks: Run) -> None:
+    asked = replace(options(small_chunks), scheduler=f"tcp://127.0.0.1:{free_port()}")
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(ExtractError, match="no scheduler answers"),
+    ):
+        extract(small_chunks, asked)
+    assert not small_chunks.cache_path.exists()
+
+
+def test_the_pace_of_a_worker_counts_from_when_it_was_first_heard_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("stages.cluster_progress.time.monotonic", lambda: now[0])
+    notes: list[str] = []
+
+    class Notes:
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+        def advance(self, views: int) -> None:
+            pass
+
+    progress = Progress(cast("Meter", Notes()))
+
+    def finish(chunk: int, host: str) -> None:
+        staged = StagedChunk("", chunk, (0,), {}, {}, {}, {"host": host, "pid": 7})
+        progress.finish(staged, 40, 2)
+
+    finish(0, "a")  # until now it loaded
+    now[0] += 10
+    finish(1, "a")
+    finish(2, "b")
+    now[0] += 5
+    finish(3, "b")
+    now[0] += 400  # nothing is heard of a
+    progress.hear((0.0, {"of": [4, [0]], "views": 10, "by": ["b", 7]}))
+    finish(4, "b")
+    rates = [None, "4.0", "4.0", "4.0 to 8.0", "0.2"]
+    each = [f"2 workers{f' with {rate} views/s each' if rate else ''}, 0 failed" for rate in rates]
+    assert notes == each

@@ -16,11 +16,13 @@ from chain_making import write_config
 from pipeline.config import Run
 from pipeline.samples import read_samples
 from stages.calibration import Calibration, CalibrationError
+from stages.forecast import Machine, Seconds, Work, forecast
 from stages.gate import videos_to_score
-from stages.plan import Options, Seconds, forecast, plan
+from stages.plan import Options, PlanError, plan
 from stages.plan_table import show
 
 FEW = Options(
+    out=Path("outputs/nowhere"),
     views=2,
     limit=None,
     decoders=0,
@@ -65,23 +67,34 @@ def test_times_add_up(mini: Run) -> None:
 
 # Of a sample, of a view's clips, of a view, of a view; each part shows by its own digits.
 SECONDS = Seconds(decode=1000, encode=10, networks={"vit": 4, "cnn": 2, "third": 1}, store=3)
+WORK = Work(
+    samples=100,
+    views={"vit": 200, "cnn": 200, "third": 200},
+    clip_views=200,
+    fitted=50,
+    scored=("vit", "cnn", "third"),
+    gate_videos=60,
+)
+ON_CPU = Machine(torch.device("cpu"), decoders=0)
 
 
 def test_the_teachers_are_scored_on_few_videos_before_a_long_run(mini: Run) -> None:
-    before = forecast(mini, 100, 2, 60, SECONDS, FEW)
-    without = forecast(mini, 100, 2, 0, SECONDS, FEW)
+    before = forecast(WORK, SECONDS, ON_CPU)
+    without = forecast(replace(WORK, gate_videos=0), SECONDS, ON_CPU)
     assert before["gate_hours"] * 3600 == pytest.approx(60 * (1000 + 4 + 2 + 1))
     assert before["wall_hours"] - without["wall_hours"] == pytest.approx(before["gate_hours"])
+    one_scored = forecast(replace(WORK, scored=("third",)), SECONDS, ON_CPU)
+    assert one_scored["gate_hours"] * 3600 == pytest.approx(60 * (1000 + 1))
     table = read_samples(mini.samples_path)
     gate = mini.extract.gate.samples
     assert [videos_to_score(mini, table, rows) for rows in (499, 500, 10**6)] == [0, 14, 14]
     assert gate > len(table.of_splits(["test"])) == 14  # there are no more
 
 
-def test_workers_with_a_gpu_each_share_the_rows_but_nothing_before_them(mini: Run) -> None:
-    on_gpu = replace(FEW, device=torch.device("cuda"), decoders=5)
-    one = forecast(mini, 100, 2, 60, SECONDS, on_gpu)
-    four = forecast(mini, 100, 2, 60, SECONDS, replace(on_gpu, workers=4))
+def test_workers_with_a_gpu_each_share_the_rows_but_nothing_before_them() -> None:
+    on_gpu = Machine(torch.device("cuda"), decoders=5)
+    one = forecast(WORK, SECONDS, on_gpu)
+    four = forecast(WORK, SECONDS, replace(on_gpu, workers=4))
     assert one["gate_hours"] * 3600 == pytest.approx(60 * 1000 / 5)  # the networks run meanwhile
     before = one["gate_hours"] + one["fit_hours"]
     rows = 100 * (1000 + 2 * 10) / 5 / 3600
@@ -89,9 +102,74 @@ def test_workers_with_a_gpu_each_share_the_rows_but_nothing_before_them(mini: Ru
     assert four["wall_hours"] == pytest.approx(before + rows / 4)
 
 
-def test_workers_on_a_cpu_share_it(mini: Run) -> None:
-    one, four = (forecast(mini, 100, 2, 60, SECONDS, replace(FEW, workers=n)) for n in (1, 4))
+def test_workers_on_a_cpu_share_it() -> None:
+    one, four = (forecast(WORK, SECONDS, replace(ON_CPU, workers=n)) for n in (1, 4))
     assert four == one
+
+
+# --- where a cache stands --------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_cache(mini: Run) -> Options:
+    """The options of a plan for the cache of `mini`, which is complete."""
+    return replace(FEW, out=mini.cache_path)
+
+
+def test_nothing_is_left_of_a_complete_cache(
+    mini: Run, at_cache: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = plan(mini, at_cache)
+    assert facts["to_make"] == {
+        "samples": 0,
+        "views": {"vit": 0, "cnn": 0},
+        "clip_views": 0,
+        "bytes": 0,
+    }
+    assert facts["forecast"]["wall_hours"] == 0
+    assert (facts["rows"], facts["less"]) == (28, {})
+    show(facts)
+    assert "nothing is left to be made" in " ".join(capsys.readouterr().out.split())
+
+
+def test_more_views_are_planned_without_those_that_are_there(mini: Run, at_cache: Options) -> None:
+    facts = plan(mini, replace(at_cache, views=5))
+    left = facts["to_make"]
+    assert (facts["rows"], left["samples"], left["views"]) == (70, 14, {"vit": 42, "cnn": 42})
+    assert left["bytes"] == 42 * facts["bytes"]["row"]
+    assert facts["forecast"]["fit_hours"] == 0
+
+
+def test_an_added_teacher_sees_all_views_alone(at_cache: Options) -> None:
+    facts = plan(write_config(Path.cwd(), ADDED), at_cache)
+    left = facts["to_make"]
+    assert left["views"] == {"vit": 0, "cnn": 0, "third": 28}
+    assert left["clip_views"] == 0
+    cache = facts["bytes"]["by_field"]
+    assert left["bytes"] == sum(size for name, size in cache.items() if name.startswith("third/"))
+
+
+def test_added_clips_need_decoding_only(mini: Run, at_cache: Options) -> None:
+    clips = ["pytorchvideo/x3d_nano", "pytorchvideo/x3d_tiny"]
+    section = mini.extract.model_copy(update={"clips": clips})
+    facts = plan(mini.model_copy(update={"extract": section}), at_cache)
+    left, seconds = facts["to_make"], facts["seconds"]
+    assert (left["samples"], left["views"], left["clip_views"]) == (14, {"vit": 0, "cnn": 0}, 28)
+    assert left["bytes"] == facts["bytes"]["by_field"]["clip/pytorchvideo/x3d_tiny"]
+    assert facts["forecast"]["wall_hours"] * 3600 == pytest.approx(14 * seconds["decode"])
+    assert facts["forecast"]["network_hours"] == 0
+
+
+def test_a_cache_of_other_arrays_is_refused(at_cache: Options) -> None:
+    other = write_config(Path.cwd(), ("dim: 4", "dim: 8"))
+    with pytest.raises(PlanError, match=r"its residual is float16 \(4, .*the config's .* \(8, "):
+        plan(other, at_cache)
+
+
+def test_chunks_on_their_way_take_memory(mini: Run) -> None:
+    alone, two = plan(mini, FEW), plan(mini, replace(FEW, workers=2))
+    chunk = min(mini.extract.chunk_samples, 14) * 2 * alone["bytes"]["row"]
+    assert (alone["memory_bytes"], two["memory_bytes"]) == (3 * chunk, 2 * 2 * chunk)
 
 
 def test_less_is_less(mini: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,7 +213,7 @@ def test_a_file_that_is_not_whole_is_named_by_its_sample(
 
 
 def test_a_plan_counts_jpeg_clips(mini: Run) -> None:
-    few = plan.Options(2, None, 0, 4, 0.01, torch.device("cpu"))
+    few = plan.Options(Path("nowhere"), 2, None, 0, 4, 0.01, torch.device("cpu"))
     facts = plan.plan(write_config(Path.cwd(), AS_JPEG), few)
     spec = model_entry(NANO).clip
     room = spec.frames * frame_bytes(spec.size)

@@ -18,7 +18,7 @@ from cache.commits import package_versions
 from chain_making import nudge_weights, replace_column, write_config
 from pipeline.config import Run
 from pipeline.samples import read_samples, write_samples
-from stages import cli, recompute
+from stages import cache_cli, recompute
 from stages.extract import extract
 from stages.recompute import TOLERANCE, Options, RecomputeError
 
@@ -32,7 +32,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run `dualkd-cache` as its entry point does; returns the exit code."""
     monkeypatch.setattr(sys, "argv", ["dualkd-cache", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.cache_main()
+        cache_cli.main()
     return int(stop.value.code or 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def record(epoch: int) -> dict[str, Any]:
 
 def watched(folder: Path, past: Past, until: int) -> None:
     """Train from where the past ends, in appearance."""
-    with Watch(folder, past) as watch:
+    with closing(Watch(folder, past)) as watch:
         for epoch in range(len(past.records), until):
             past.records.append(record(epoch))
             watch.epoch(past)

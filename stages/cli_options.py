@@ -1,0 +1,114 @@
+"""What the commands of both programs share: their options, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.config import Run
+
+Dataset = Annotated[str, typer.Option(help="Reads configs/DATASET.yaml.")]
+Root = Annotated[
+    Path | None, typer.Option(help="Where the videos are, if not at the config's prepare.root.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+CacheFolder = Annotated[str, typer.Argument(help="The cache's folder.")]
+Decoders = Annotated[
+    int, typer.Option(min=0, help="Processes that decode video; 0 decodes in this one.")
+]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
+]
+WorkersDecoders = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Processes that decode video, of this process and of each worker, on its machine; "
+        "with 0 they decode themselves.",
+    ),
+]
+Views = Annotated[
+    int | None,
+    typer.Option(min=1, help="Views of each sample; extract.views.count if not given."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Clips in one forward pass.")]
+CachePath = Annotated[
+    str | None,
+    typer.Option("--cache", help="The cache, a folder or URL; outputs/DATASET/cache if not given."),
+]
+CheckpointSteps = Annotated[int, typer.Option(min=1, help="Steps from one checkpoint to the next.")]
+Clips = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODEL", help="Store this student's clips too, besides those of the config."
+    ),
+]
+ClipsAs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="raw|jpeg",
+        help="How clips are stored that the cache does not have yet; extract.clip_format if not "
+        "given.",
+    ),
+]
+
+
+def folder_of(place: str) -> Path:
+    """A cache's folder; a URL would become a strange one."""
+    if "://" in place:
+        raise typer.BadParameter(f"{place} is a URL; this command needs a folder on this machine")
+    return Path(place)
+
+
+def load(dataset: str, root: Path | None = None) -> Run:
+    """Load a config; its videos may lie elsewhere on this machine."""
+    from pipeline.config_file import config_path, load_config
+
+    run = load_config(config_path(dataset))
+    if root is None:
+        return run
+    if not root.is_dir():
+        raise typer.BadParameter(f"--root {root} is no folder; the config says {run.prepare.root}")
+    return run.model_copy(update={"prepare": run.prepare.model_copy(update={"root": str(root)})})
+
+
+def device_of(name: str) -> torch.device:
+    """The device of an option; `auto` takes a GPU if there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"device {name!r} cannot be used: {error}") from error
+    return device
+
+
+def with_clips(run: Run, models: Sequence[str] | None, stored_as: str | None) -> Run:
+    """The run with these students' clips besides those of its config, and stored in this way."""
+    if stored_as not in (None, "raw", "jpeg"):
+        raise typer.BadParameter(f"--clips-as takes raw or jpeg, got {stored_as!r}")
+    from pipeline.model_names import check_model_name
+
+    wanted = [*run.extract.clips, *map(check_model_name, models or [])]
+    changed: dict[str, Any] = {"clips": list(dict.fromkeys(wanted))}
+    if stored_as is not None:
+        changed["clip_format"] = stored_as
+    return run.model_copy(update={"extract": run.extract.model_copy(update=changed)})
+
+
+def tell(facts: Any, show: Callable[[Any], object], as_json: bool) -> None:
+    """Print what a command found, for people or for programs."""
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        show(facts)
