@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,12 @@ class Ranks:
         if self.world > 1:
             distributed.all_reduce(values)
         return values
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all ranks the values of the first one, in place; all must call it."""
+        if self.world > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
 
     def gathered(self, value: Any) -> list[Any]:
         """What every rank gives, in order; all must call it. Plain objects only."""

@@ -108,7 +108,7 @@ def load_checkpoint(
         CheckpointError: the file is damaged, or belongs to another training: what differs is
             listed. Nothing is changed then.
     """
-    way_out = f"move {path} away to begin anew"
+    way_out = f"move {path} away to begin anew (distill and ablate: --anew)"
     parts = _parts(training)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

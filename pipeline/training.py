@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def _alone(learner: nn.Module) -> AbstractContextManager[Any]:
 def _described(outcomes: list[Outcome], batch: Batch) -> str:
     """The terms of the pieces, and the samples."""
     terms = [", ".join(f"{name} {term:g}" for name, term in one.terms.items()) for one in outcomes]
-    return f"({'; '.join(terms)}) on the samples {', '.join(batch.names)}"
+    return f"in batch {batch.number} ({'; '.join(terms)}), of the samples {', '.join(batch.names)}"
 
 
 def train(
@@ -161,6 +162,8 @@ def train(
             again = partial(batches, epoch, 0)
             count = min(recipe.precise_bn, training.steps_done)
             set_precise_statistics(training.result, again, count, bf16=bf16)
+        # Each has its own statistics of the norms; what is scored and saved is one network.
+        ranks.share([*learner.buffers(), *training.result.buffers()])
         record = totals.means(ranks)
         record["learning_rate"] = float(max(training.schedule.get_last_lr()))
         clips = float(ranks.total(totals.counts["loss"].clone())) if totals.counts else 0.0
@@ -177,6 +180,8 @@ def _wrapped(learner: Learner, recipe: Recipe, device: torch.device, ranks: Rank
         learner.compile()
     if ranks.world == 1:
         return learner
+    # Convolutions give gradients in channels_last_3d, its buckets are contiguous: it copies.
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
     return DistributedDataParallel(learner, [device] if device.type == "cuda" else None)
 
 

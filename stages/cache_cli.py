@@ -137,8 +137,8 @@ def plan(
     """Say what an extraction will take: bytes, hours, and when it has paid.
 
     Some samples are decoded and run through the networks, with random weights, on the device at
-    hand; nothing is written. Give the options that `extract` will have. Of a cache that stands
-    only the arrays are compared, not the weights that it was made with.
+    hand; nothing is written. Give the options that `extract` will have. A cache that stands is
+    checked as `extract` does, but for the weights of the teachers.
     """
     from stages.plan import Options
     from stages.plan import plan as stage

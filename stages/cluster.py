@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.comm.core import CommClosedError
@@ -25,6 +27,8 @@ from stages.wording import duration, plural
 
 _PATIENCE_SEC = 300.0  # for a scheduler that went away, and where there is no worker
 _LOOK_EVERY_SEC = 30.0  # whether there are workers still
+
+Made = TypeVar("Made")
 
 
 def check_scheduler(open_client: Callable[[], Client], device: str | None) -> None:
@@ -99,6 +103,10 @@ def _opened(open_client: Callable[[], Client], patience: float) -> Client:
     while True:
         try:
             return open_client()
+        except (ValueError, TypeError) as error:
+            raise ExtractError(
+                f"--scheduler is no address ({error}); one looks like tcp://head:8786"
+            ) from error
         except OSError as error:  # TimeoutError is one
             if time.monotonic() > deadline:
                 raise ExtractError(
@@ -147,34 +155,33 @@ def _made(client: Client, recipe: Recipe, pending: Sequence[PendingChunk]) -> It
         f"{plural(len(workers), 'worker')} to make {plural(len(pending), 'chunk')}: they "
         "load the networks first"
     )
-    futures: dict[Future[StagedChunk], PendingChunk] = {}
-    for work in pending:
-        views = "-".join(map(str, work.views))
+    futures: dict[Future[list[StagedChunk]], int] = {}
+    for chunk, of_chunk in groupby(pending, key=attrgetter("chunk")):
+        works = list(of_chunk)
+        views = "-".join(str(view) for work in works for view in work.views)
         future = client.submit(
             make_chunk,
             recipe.name,
-            work,
-            key=f"extract-chunk-{work.chunk}-views-{views}-of-{recipe.name}",
+            works,
+            key=f"extract-chunk-{chunk}-views-{views}-of-{recipe.name}",
             pure=False,
             resources=resources,
         )
-        futures[future] = work
+        futures[future] = chunk
     for future in _as_they_come(client, futures):
         try:
-            staged = future.result()
+            made = future.result()
         except KilledWorker as error:
             raise ExtractError(
-                f"chunk {futures[future].chunk} killed its workers: {error}. Often it is their "
+                f"chunk {futures[future]} killed its workers: {error}. Often it is their "
                 "memory: a smaller extract.chunk_samples (of a new cache) or --batch-size takes "
                 "less. What was made is kept; the same command goes on"
             ) from error
-        yield staged
+        yield from made
         future.release()
 
 
-def _as_they_come(
-    client: Client, futures: Iterable[Future[StagedChunk]]
-) -> Iterator[Future[StagedChunk]]:
+def _as_they_come(client: Client, futures: Iterable[Future[Made]]) -> Iterator[Future[Made]]:
     """Futures that are done, in the order in which they are.
 
     Raises:

@@ -37,7 +37,7 @@ class Progress:
 
     def __init__(self, meter: Meter) -> None:
         self._meter, self._lock = meter, threading.Lock()
-        self._under_way: Counter[tuple[int, tuple[int, ...]]] = Counter()  # rows by chunk, views
+        self._under_way: Counter[int] = Counter()  # views by chunk
         self._paces: dict[tuple[str, int], _Pace] = {}  # by host and process
         self._failed = 0
 
@@ -45,10 +45,9 @@ class Progress:
         """A worker tells how far a chunk is."""
         told = event[1]
         with self._lock:
-            chunk, views = told["of"]
-            more = told["views"] - self._under_way[chunk, tuple(views)]
+            more = told["views"] - self._under_way[told["chunk"]]
             if more > 0:  # else another worker begins it again
-                self._under_way[chunk, tuple(views)] += more
+                self._under_way[told["chunk"]] += more
                 self._count(tuple(told["by"]), more)
                 self._meter.advance(more)
 
@@ -56,7 +55,9 @@ class Progress:
         """A chunk of so many rows is committed."""
         with self._lock:
             self._failed += len(staged.failures)
-            rest = max(rows - self._under_way.pop((staged.chunk, staged.views), 0), 0)
+            told = min(self._under_way[staged.chunk], rows)
+            self._under_way[staged.chunk] -= told
+            rest = rows - told
             self._count((staged.maker["host"], staged.maker["pid"]), rest)
             self._meter.note(f"{plural(workers, 'worker')}{self._rates()}, {self._failed} failed")
             self._meter.advance(rest)

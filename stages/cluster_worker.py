@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import current_process
 from pathlib import Path
@@ -139,43 +139,44 @@ class ChunkPlugin(WorkerPlugin):
         """Travel to a worker."""
         return {"recipe": self.recipe, "name": self.name}
 
-    def make(self, work: PendingChunk) -> StagedChunk:
-        """Make a chunk and stage it; of several threads that do, one computes at a time.
+    def make(self, works: Sequence[PendingChunk]) -> list[StagedChunk]:
+        """Make what is pending of a chunk and stage it; of several threads one computes at a time.
 
         Raises:
             ExtractError: it cannot be made; of what is a surprise here, with where it came from.
         """
         try:
-            return self._made(work)
+            return self._made(works)
         except _TOLD_AS_THEY_ARE:
             raise
         except Exception as error:
             raise ExtractError(
-                f"chunk {work.chunk} could not be made by the worker {self._worker.address}: "
+                f"chunk {works[0].chunk} could not be made by the worker {self._worker.address}: "
                 f"{type(error).__name__}: {error}. What was made is kept; the same command goes "
                 f"on.\nThere:\n{traceback.format_exc()}"
             ) from error
 
-    def _made(self, work: PendingChunk) -> StagedChunk:
+    def _made(self, works: Sequence[PendingChunk]) -> list[StagedChunk]:
         staged: list[StagedChunk] = []
 
-        def stage(_work: PendingChunk, chunk: ChunkArrays) -> None:
+        def stage(work: PendingChunk, chunk: ChunkArrays) -> None:
             failures = chunk.failures(maker.samples)
             staged.append(stage_chunk(maker.layout, work.chunk, chunk.arrays, work.views, failures))
 
         for attempt in range(_ATTEMPTS):
+            staged.clear()
             with self._loading:
                 self._networks = self._networks or self._load()
                 maker = self._idle.pop() if self._idle else self._maker(self._networks)
             try:
-                maker.make([work], stage, _Teller(self._worker, self.name, work))
+                maker.make(works, stage, _Teller(self._worker, self.name, works[0].chunk))
             except DecoderDiedError:  # its maker is let go of
                 if attempt == _ATTEMPTS - 1:
                     raise
             else:
                 self._idle.append(maker)
                 break
-        return staged[0]
+        return staged
 
     def _maker(self, networks: Networks) -> ChunkMaker:
         """What makes chunks with these networks.
@@ -230,20 +231,19 @@ class ChunkPlugin(WorkerPlugin):
 class _Teller:
     """Tells the client, now and then, how many views of a chunk are made."""
 
-    def __init__(self, worker: Any, topic: str, work: PendingChunk) -> None:
-        self._worker, self._topic, self._work = worker, topic, work
+    def __init__(self, worker: Any, topic: str, chunk: int) -> None:
+        self._worker, self._topic, self._chunk = worker, topic, chunk
         self._views, self._told = 0, time.monotonic()
 
     def __call__(self, views: int) -> None:
         self._views += views
         if time.monotonic() - self._told > _TOLD_EVERY_SEC:
             self._told = time.monotonic()
-            which = [self._work.chunk, list(self._work.views)]
-            told = {"of": which, "views": self._views, "by": [gethostname(), os.getpid()]}
+            told = {"chunk": self._chunk, "views": self._views, "by": [gethostname(), os.getpid()]}
             self._worker.log_event(self._topic, told)
 
 
-def make_chunk(name: str, work: PendingChunk) -> StagedChunk:
-    """The task: make a chunk on the worker that runs it."""
+def make_chunk(name: str, works: Sequence[PendingChunk]) -> list[StagedChunk]:
+    """The task: make what is pending of a chunk, in one decode, on the worker that runs it."""
     plugin = cast("ChunkPlugin", get_worker().plugins[name])
-    return plugin.make(work)
+    return plugin.make(works)

@@ -94,6 +94,8 @@ def extract(run: Run, options: Options) -> None:
     wanted = _wanted(run, options)
     if options.replace:
         put_in_place(options.out, wanted)
+    if is_cache(options.out):
+        wanted = wanted.with_clips_of(open_cache(options.out))
     accuracy = _pass_gate(options, wanted)
     if not is_cache(options.out):
         _create(options, wanted, accuracy)
@@ -249,7 +251,7 @@ def _extract_chunks(
 ) -> None:
     """Make what is pending; each chunk is written as soon as its samples are through."""
     run, failed = wanted.run, cache.failures
-    _warn_of_memory(options, wanted, writer.layout, cache)
+    _warn_of_memory(options, writer.layout, pending)
 
     def note(failures: Mapping[str, str]) -> None:
         failed.update(failures)
@@ -263,14 +265,17 @@ def _extract_chunks(
             _extract_elsewhere(options, wanted, writer, pending, note, counter)
 
 
-def _warn_of_memory(options: Options, wanted: Wanted, layout: Layout, cache: TeacherCache) -> None:
+def _warn_of_memory(options: Options, layout: Layout, pending: Sequence[PendingChunk]) -> None:
     """Say so beforehand where the chunks that are under way at once may not fit into memory."""
     if options.scheduler is not None:
         return  # not this machine's
-    fields = [*OWN_FIELDS, *wanted.fields(cache)]
-    need = memory_of_chunks(
-        fields, min(layout.chunk_samples, layout.num_samples), options.views, options.workers
+    largest = max(
+        len(layout.sample_range(work.chunk))
+        * len(work.views)
+        * sum(layout.fields[name].row_bytes for name in work.fields)
+        for work in pending
     )
+    need = memory_of_chunks(largest, options.workers)
     if need > _MEMORY_SHARE * (free := free_memory()):
         console.print(
             f"chunks on their way take up to {size(need)}, and {size(free)} of memory are free: "

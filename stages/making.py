@@ -10,7 +10,10 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ import torch
 from cache import Layout, PendingChunk, TeacherCache
 from pipeline.clips import ClipReader, Read, Request, in_batches
 from pipeline.config import Run
+from pipeline.cutting import SampleClips
 from pipeline.samples import samples_from_table
 from stages.chunk_arrays import ChunkArrays, Outputs
 from stages.overlap import ahead, behind
@@ -73,7 +77,7 @@ class ChunkMaker:
         """Make chunks, one after another.
 
         Args:
-            works: which.
+            works: which; those of one chunk side by side, they share its decode.
             done: takes each when it is complete, in order, in a thread.
             advance: is told how many views came in.
 
@@ -119,17 +123,24 @@ class ChunkMaker:
 
     def _parts(self, works: Sequence[PendingChunk]) -> Generator[Part, None, None]:
         """The batches of all chunks, decoded ahead over their ends."""
-        reads = self._reader.read(batch for work in works for batch in self._requests(work))
-        for work in works:
-            chunk = ChunkArrays(self._cache, work, self._networks)
-            left = len(self.layout.sample_range(work.chunk))
+        by_chunk = groupby(works, key=attrgetter("chunk"))
+        groups = [list(of_chunk) for _, of_chunk in by_chunk]  # those of one chunk, in one decode
+        reads = self._reader.read(
+            batch for together in groups for batch in self._requests(together)
+        )
+        for together in groups:
+            chunks = [ChunkArrays(self._cache, work, self._networks) for work in together]
+            all_views = _views(together)
+            left = len(self.layout.sample_range(together[0].chunk))
             while left:
-                batch = next(reads)
-                left -= len(batch)
-                good = [read for read in batch if read.clips is not None]
-                names = chunk.teachers if good else []
-                clips = {name: self._networks.clips_of(name, good) for name in names}
-                yield work, chunk, batch, clips, not left
+                of_all = next(reads)
+                left -= len(of_all)
+                for work, chunk in zip(together, chunks, strict=True):
+                    batch = [_of_views(read, all_views, work.views) for read in of_all]
+                    good = [read for read in batch if read.clips is not None]
+                    names = chunk.teachers if good else []
+                    clips = {name: self._networks.clips_of(name, good) for name in names}
+                    yield work, chunk, batch, clips, not left
 
     def _put_away(
         self,
@@ -142,9 +153,29 @@ class ChunkMaker:
         chunk.enter(batch, outputs)
         advance(len(batch) * len(work.views))
 
-    def _requests(self, work: PendingChunk) -> list[list[Request]]:
+    def _requests(self, together: Sequence[PendingChunk]) -> list[list[Request]]:
         """A chunk's samples in batches; those of one video side by side."""
-        choose = drawn_views(self._run, work.views)
-        requests: list[Request] = [(row, choose) for row in self.layout.sample_range(work.chunk)]
-        size = max(1, self._batch_size // len(work.views))
+        views = _views(together)
+        choose = drawn_views(self._run, views)
+        rows = self.layout.sample_range(together[0].chunk)
+        requests: list[Request] = [(row, choose) for row in rows]
+        size = max(1, self._batch_size // len(views))
         return in_batches(self._dataset.by_video(requests), size)
+
+
+def _views(together: Sequence[PendingChunk]) -> tuple[int, ...]:
+    """All views that are made of a chunk."""
+    return tuple(sorted({view for work in together for view in work.views}))
+
+
+def _of_views(read: Read, all_views: Sequence[int], views: Sequence[int]) -> Read:
+    """What was read of a sample, in some of the views."""
+    if read.clips is None or tuple(views) == tuple(all_views):
+        return read
+    some = [all_views.index(view) for view in views]
+    clips = SampleClips(
+        read.clips.views[some],
+        tuple(of_network[some] for of_network in read.clips.clips),
+        read.clips.digests[some],
+    )
+    return replace(read, clips=clips)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import psutil
 import torch
-from distributed.system import MEMORY_LIMIT
 from torch import Tensor
 
-from cache import Field, TeacherCache
+from cache import TeacherCache
 from cache.blocks import BLOCK_BYTES
 from pipeline.config import Run
 from pipeline.models import create_model
@@ -22,6 +19,8 @@ _PROCESS_BYTES = 800 * 2**20  # python, torch and this package, before anything 
 
 def free_memory() -> int:
     """Bytes that new processes may take: of the machine, or of the container if that is less."""
+    from distributed.system import MEMORY_LIMIT  # noqa: PLC0415 (takes half a second)
+
     return int(min(psutil.virtual_memory().available, MEMORY_LIMIT))
 
 
@@ -54,16 +53,12 @@ def memory_of(run: Run, cache: TeacherCache, decoders: int) -> int:
     return kept * batch + decoded + (1 + decoders) * _PROCESS_BYTES
 
 
-def memory_of_chunks(
-    fields: Iterable[Field], samples: int, views: int, workers: int | None = None
-) -> int:
+def memory_of_chunks(chunk_bytes: int, workers: int | None = None) -> int:
     """Bytes that the chunks of an extraction take on their way, at most.
 
     Args:
-        fields: what is stored.
-        samples: of a chunk.
-        views: of each.
+        chunk_bytes: of all that is made of a chunk, in all views.
         workers: that make chunks on this machine; None makes them in one process.
     """
     held = _CHUNKS_HELD if workers is None else _CHUNKS_OF_WORKER * workers
-    return held * samples * views * sum(field.row_bytes for field in fields)
+    return held * chunk_bytes

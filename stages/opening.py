@@ -6,7 +6,7 @@ Identity must agree; which samples, views and fields are there is extent, which 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from cache import (
     open_writer,
 )
 from pipeline.config import Run
+from pipeline.models import REGISTRY
 from pipeline.samples import Samples
 from stages.chunk_arrays import ExtractError
 from stages.fields import cache_fields, note_clip_format, note_codecs
@@ -55,6 +56,8 @@ class Wanted:
         networks: all for which something is stored.
         views: how many of each sample.
         limit: the cache grows to at most so many samples.
+        weights_known: whether the networks have the weights that rows are made with; a cache's
+            own are taken for granted otherwise.
     """
 
     run: Run
@@ -63,6 +66,18 @@ class Wanted:
     networks: Networks
     views: int
     limit: int | None
+    weights_known: bool = True
+
+    def with_clips_of(self, stored: TeacherCache) -> Wanted:
+        """What a cache stores of students is kept up: new rows have their clips too."""
+        students = [name for name in REGISTRY if clip_field(name) in stored.fields]
+        students = list(dict.fromkeys([*self.networks.students, *students]))
+        section = self.run.extract.model_copy(update={"clips": students})
+        return replace(
+            self,
+            run=self.run.model_copy(update={"extract": section}),
+            networks=replace(self.networks, students=students),
+        )
 
     @cached_property
     def teachers(self) -> dict[str, dict[str, Any]]:
@@ -132,9 +147,11 @@ class Wanted:
             ExtractError: a sample of it is another one now, or it lacks what cannot be added.
         """
         more = len(self.new_samples(stored))
-        identity = identity_for(self.run, self.table, self.teachers, stored, more=more)
+        teachers = self.teachers if self.weights_known else self._with_weights_of(stored)
+        identity = identity_for(self.run, self.table, teachers, stored, more=more)
         self._check_identity(stored, identity)
-        check_added(stored, self.added)
+        if self.weights_known:
+            check_added(stored, self.added)
         self._check_samples(stored)
         for name in self.networks.students:
             field = stored.fields.get(clip_field(name))
@@ -154,6 +171,14 @@ class Wanted:
                 f"{stored.place} was made without {', '.join(absent)}, which cannot be added. Give "
                 "another --out, or --replace, which moves this cache aside"
             )
+
+    def _with_weights_of(self, stored: TeacherCache) -> dict[str, dict[str, Any]]:
+        """What decides the outputs of the two teachers, if they have the weights of a cache."""
+        theirs = stored.identity["teachers"]
+        return {
+            role: {**one, "weights_sha256": theirs[role]["weights_sha256"]}
+            for role, one in self.teachers.items()
+        }
 
     def _check_identity(self, stored: TeacherCache, identity: dict[str, Any]) -> None:
         try:

@@ -7,7 +7,7 @@ random weights, on the device at hand, times the number of samples and views.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import OWN_FIELDS, STATUS_FIELD, TeacherCache, is_cache, open_cache
+from cache import OWN_FIELDS, STATUS_FIELD, Field, TeacherCache, is_cache, open_cache
 from pipeline.config import Run
 from pipeline.models import VideoModel, create_model
 from pipeline.samples import read_samples
@@ -44,10 +44,6 @@ class Options:
     workers: int | None = None
 
 
-class PlanError(ValueError):
-    """There is no plan; the message says why and the way out."""
-
-
 def plan(run: Run, options: Options) -> dict[str, Any]:
     """Forecast an extraction, or what is left of one; plain JSON.
 
@@ -60,19 +56,25 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
         fewer views, a coarser grid, fewer dimensions, no clips; empty where one stands.
 
     Raises:
-        PlanError: another cache stands at `out`.
+        cache.IdentityMismatch: the cache at `out` was made from other inputs, but for the weights,
+            which are not looked at.
+        stages.chunk_arrays.ExtractError: a sample of it is another one now, or it lacks what cannot
+            be added.
         stages.calibration.CalibrationError: none of the first samples can be read.
         pipeline.samples.SamplesError: there is no samples table.
     """
     wanted = _wanted(run, options)
     stored = open_cache(options.out) if is_cache(options.out) else None
     if stored is not None:
-        _check_fields(stored, wanted)
+        wanted = wanted.with_clips_of(stored)
+        wanted.check(stored)
+    run = wanted.run
     missing = wanted.missing(stored)
     work, fields = _work(wanted, stored, missing), [*OWN_FIELDS, *wanted.fields(stored)]
+    anew = wanted.first_samples
     trial = Calibration(
         run,
-        wanted.first_samples,
+        anew,
         wanted.networks,
         views=options.views,
         batch_size=options.batch_size,
@@ -85,7 +87,8 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
         trial.store(run.extract.projection),
     )
     machine = Machine(options.device, options.decoders, options.workers or 1)
-    samples, views = missing[STATUS_FIELD.name].shape
+    views = missing[STATUS_FIELD.name].shape[1]
+    samples = len(wanted.new_samples(stored)) + stored.num_samples if stored else len(anew)
     rows, row_bytes = samples * views, sum(field.row_bytes for field in fields)
     chunk_samples = stored.chunk_samples if stored else run.extract.chunk_samples
     return {
@@ -115,7 +118,7 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
             "bytes": sum(int(missing[field.name].sum()) * field.row_bytes for field in fields),
         },
         "memory_bytes": memory_of_chunks(
-            fields, min(chunk_samples, samples), views, options.workers
+            min(chunk_samples, samples) * _sample_bytes(missing, fields), options.workers
         ),
         "seconds": asdict(seconds),
         "gate_videos": work.gate_videos,
@@ -140,19 +143,14 @@ def _wanted(run: Run, options: Options) -> Wanted:
         run.extract.precision,
     )
     samples = ordered_samples(run, table)
-    return Wanted(run, table, samples, networks, options.views, options.limit)
+    return Wanted(run, table, samples, networks, options.views, options.limit, weights_known=False)
 
 
-def _check_fields(stored: TeacherCache, wanted: Wanted) -> None:
-    """A cache whose arrays are others than the config's is not the one that is planned."""
-    for field in wanted.fields(stored):
-        there = stored.fields.get(field.name)
-        if there is not None and (there.shape, there.dtype) != (field.shape, field.dtype):
-            raise PlanError(
-                f"{stored.place} is another cache: its {field.name} is {there.dtype} "
-                f"{there.shape}, the config's is {field.dtype} {field.shape}. `extract` would "
-                "refuse it; plan with the --out that it will have"
-            )
+def _sample_bytes(missing: Mapping[str, NDArray[np.bool_]], fields: Sequence[Field]) -> int:
+    """Of all that is to be made of a sample, at most."""
+    return sum(
+        field.row_bytes * int(missing[field.name].sum(axis=1).max(initial=0)) for field in fields
+    )
 
 
 def _work(

@@ -41,9 +41,8 @@ def _about(facts: Mapping[str, Any]) -> Table:
     about.add_row("cache", f"{size(sizes['all'])}, {count(sizes['row'])} bytes a row")
     if (standing := facts["standing"]) is not None:
         about.add_row("there", _standing(facts, standing))
-    about.add_row(
-        "memory", f"{size(facts['memory_bytes'])} for chunks on their way, beside the networks"
-    )
+    if facts["memory_bytes"]:
+        about.add_row("memory", f"{size(facts['memory_bytes'])} for chunks on their way, at most")
     encoding = f", JPEG {1000 * seconds['encode']:.1f} ms a view" if seconds["encode"] else ""
     about.add_row(
         "decoding",

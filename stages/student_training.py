@@ -92,6 +92,8 @@ def train_student(
     past, steps_before = go_on(job.name, checkpoint, training, belongs_to, feed.steps, ranks)
     if steps_before:
         on_steps(steps_before)
+    elif ranks.first:  # of another training
+        (folder / "best.safetensors").unlink(missing_ok=True)
     validated = None
     if run.distill.validation is not None:
         validated = read_samples(run.samples_path).of_splits([run.distill.validation])

@@ -6,6 +6,8 @@ what `distill` writes.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cache import open_cache
 from chain_making import write_config
-from pipeline.objective import Method
+from pipeline.config_file import config_path, load_config
+from pipeline.objective import Batch, Method
+from pipeline.optimising import start_training
 from pipeline.ranks import Ranks, joined
-from pipeline.training import train_step
+from pipeline.training import train, train_step
 from stages.distill import Options, distill
 from stages.feed import Feed, used_part
-from training_making import WITHOUT_RKD, learner_of, make_batch, make_network
+from training_making import WITHOUT_RKD, learner_of, make_batch, make_network, make_recipe
 
 CPU = torch.device("cpu")
 SIZE = 6  # of the batch: the ranks get 3 clips each, in two pieces
@@ -45,11 +49,45 @@ def batches(ranks: Ranks) -> list[list[str]]:
     return [batch.names for epoch in (0, 1) for batch in feed(epoch)]
 
 
+def buffers(ranks: Ranks) -> dict[str, Any]:
+    """The norms' statistics after an epoch on this rank's halves."""
+    learner = learner_of(*make_network())
+    training = start_training(learner, make_recipe(epochs=1, ema_decay=0.5, precise_bn=1), 2)
+
+    def halves(_epoch: int, first: int) -> Iterator[Batch]:
+        for number in range(first, 2):
+            own = make_batch(SIZE, seed=number).pieces(ranks.world)[ranks.rank]
+            yield replace(own, share=own.share * ranks.world, number=number)
+
+    method = Method(WITHOUT_RKD)
+    list(
+        train(
+            training,
+            recipe=make_recipe(epochs=1, precise_bn=1),
+            method=method,
+            batches=halves,
+            ranks=ranks,
+        )
+    )
+    return {
+        **dict(learner.named_buffers()),
+        **{f"average/{name}": b for name, b in training.result.named_buffers()},
+    }
+
+
 def main() -> None:
     """Leave what the test compares."""
     torch.set_num_threads(1)
     with joined(CPU) as (ranks, _):
-        left = {"gradients": gradients(ranks), "batches": batches(ranks)}
+        if sys.argv[1:] == ["distill"]:
+            run = load_config(config_path("mini"))
+            distill(run, Options(run.cache_path, CPU, 0, checkpoint_steps=1))
+            return
+        left = {
+            "gradients": gradients(ranks),
+            "batches": batches(ranks),
+            "buffers": buffers(ranks),
+        }
         torch.save(left, f"rank-{ranks.rank}.pt")
         run = write_config(Path.cwd())
         distill(run, Options(run.cache_path, CPU, 0))

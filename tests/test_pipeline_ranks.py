@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from cache import open_cache
+from chain_making import write_config
 from pipeline.config import Run
 from pipeline.objective import Method, TrainingError
 from pipeline.optimising import start_training
@@ -45,23 +52,63 @@ def test_pieces_of_a_batch_give_its_gradient(pieces: int) -> None:
     assert_same_gradients(gradients(pieces), gradients(1))
 
 
+@contextmanager
+def two_ranks(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Two processes of `ranked.py`, which are killed at the end of the block."""
+    tests = Path(__file__).parent
+    with Path("ranks.log").open("wb") as log:
+        started = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+                *("--standalone", str(tests / "ranked.py"), *arguments),
+            ],
+            env={"PYTHONPATH": f"{tests}:{tests.parent}", "OMP_NUM_THREADS": "1", "PATH": ""},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield started
+        finally:
+            if started.poll() is None:
+                for process in psutil.Process(started.pid).children(recursive=True):
+                    process.kill()
+                started.kill()
+                started.wait()
+
+
+@pytest.mark.slow
+def test_killed_ranks_go_on_to_the_same_end(mini: Run) -> None:
+    out = write_config(Path.cwd(), ("epochs: 1", "epochs: 2")).outputs / "distill"
+    with two_ranks("distill") as undisturbed:
+        assert undisturbed.wait(300) == 0
+    weights = [(out / f"{name}.safetensors").read_bytes() for name in ("baseline", "student")]
+    shutil.rmtree(out)
+    checkpoint, deadline = out / "student" / "checkpoint.pt", time.monotonic() + 300
+    with two_ranks("distill") as killed:
+        while not checkpoint.exists():
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "student.safetensors").exists()
+    with two_ranks("distill") as again:
+        assert again.wait(300) == 0
+    assert "goes on after" in Path("ranks.log").read_text()
+    assert [
+        (out / f"{name}.safetensors").read_bytes() for name in ("baseline", "student")
+    ] == weights
+
+
 @pytest.mark.slow
 def test_two_ranks_are_one(mini: Run) -> None:
-    tests = Path(__file__).parent
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--standalone", tests / "ranked.py"),
-        ],
-        env={"PYTHONPATH": f"{tests}:{tests.parent}", "OMP_NUM_THREADS": "1", "PATH": ""},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    with two_ranks() as started:
+        assert started.wait(300) == 0
     first, second = (torch.load(f"rank-{rank}.pt") for rank in (0, 1))
     assert_same_gradients(first["gradients"], gradients(1))
     for name, gradient in first["gradients"].items():
         assert torch.equal(gradient, second["gradients"][name])
+    for name, values in first["buffers"].items():  # else no network is the one that is scored
+        assert torch.equal(values, second["buffers"][name]), name
     # Side by side, the parts are the batches of one process.
     cache = open_cache(mini.cache_path)
     alone = Feed(mini, cache, used_part(mini, cache), CPU, 0)

@@ -109,7 +109,8 @@ def test_a_checkpoint_of_another_training_is_refused_with_what_differs(tmp_path:
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path, training, other)
     assert str(caught.value).splitlines() == [
-        f"{path} belongs to another training; move {path} away to begin anew. What differs:",
+        f"{path} belongs to another training; move {path} away to begin anew "
+        "(distill and ablate: --anew). What differs:",
         "  train.epochs: the checkpoint has 4, the run 5",
         "  seed: the checkpoint has None, the run 3",
     ]

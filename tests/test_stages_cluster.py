@@ -195,7 +195,8 @@ def test_a_teams_cluster_makes_the_cache_or_says_why_not(small_chunks: Run) -> N
         more = run.extract.model_copy(
             update={"clips": [*run.extract.clips, "pytorchvideo/x3d_tiny"]}
         )
-        extract(run.model_copy(update={"extract": more}), asked)
+        with_clips = run.model_copy(update={"extract": more})
+        extract(with_clips, replace(asked, views=asked.views + 1))
         assert open_cache(run.cache_path).coverage == 1
         assert "clip/pytorchvideo/x3d_tiny" in open_cache(run.cache_path).fields
         shutil.rmtree(run.cache_path)
@@ -244,6 +245,12 @@ def test_a_surprise_in_a_worker_is_told_with_the_chunk_and_where_it_came_from(
     assert commits(small_chunks) == 0
 
 
+@pytest.mark.parametrize("address", ["foo", "", "http://head:8786", "127.0.0.1"])
+def test_what_is_no_address_of_a_scheduler_is_told(small_chunks: Run, address: str) -> None:
+    with pytest.raises(ExtractError, match=r"looks like tcp://head:8786|no scheduler answers"):
+        extract(small_chunks, replace(options(small_chunks), scheduler=address))
+
+
 def test_a_scheduler_that_is_not_there_is_told_before_anything_begins(small_chunks: Run) -> None:
     asked = replace(options(small_chunks), scheduler=f"tcp://127.0.0.1:{free_port()}")
     with (
@@ -281,7 +288,7 @@ def test_the_pace_of_a_worker_counts_from_when_it_was_first_heard_of(
     now[0] += 5
     finish(3, "b")
     now[0] += 400  # nothing is heard of a
-    progress.hear((0.0, {"of": [4, [0]], "views": 10, "by": ["b", 7]}))
+    progress.hear((0.0, {"chunk": 4, "views": 10, "by": ["b", 7]}))
     finish(4, "b")
     rates = [None, "4.0", "4.0", "4.0 to 8.0", "0.2"]
     each = [f"2 workers{f' with {rate} views/s each' if rate else ''}, 0 failed" for rate in rates]

@@ -13,7 +13,7 @@ import pytest
 from chain_making import write_config
 from pipeline.config import Run
 
-KILLS = 12
+KILLS = 8
 CHANGES = (
     ("temperature: 2.0", "temperature: 2.0\n  validation: test"),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,19 @@ import torch
 from cache import CacheError, IdentityMismatch, Status, TeacherCache, open_cache, verify_cache
 from cache_making import contents
 from chain_making import nudge_weights, options, write_config
+from pipeline.clips import ClipDataset, Read, Request
 from pipeline.config import Run
 from pipeline.config_file import ConfigError
 from pipeline.models import create_model
 from pipeline.samples import Samples, read_samples, write_samples
 from pipeline.weights import save_weights
 from stages import recompute
+from stages.chunk_arrays import ChunkArrays, Outputs
 from stages.distill import check_cache
 from stages.extract import ExtractError, extract
 from stages.feed import Feed, used_part
+from stages.plan import Options as PlanOptions
+from stages.plan import plan
 
 CLIPS = "clips: [pytorchvideo/x3d_nano"
 ADDED = (
@@ -94,6 +99,68 @@ def test_another_students_clips_are_added(
     assert grown.coverage == 1
     assert_same_rows(grown, made)
     assert_proven(run)
+
+
+def test_clips_that_were_added_are_kept_up_as_the_cache_grows(mini: Run) -> None:
+    """They need not be named again: a new row has all that the cache stores of a row."""
+    tiny = write_config(Path.cwd(), (CLIPS, f"{CLIPS}, pytorchvideo/x3d_tiny"))
+    extract(tiny, options(tiny))
+    plain = write_config(Path.cwd())
+    assert plan(plain, planned(plain, 3))["to_make"]["clip_views"] == 14
+    extract(plain, options(plain, views=3))
+    grown = open_cache(plain.cache_path)
+    assert set(grown.coverage_by_field().values()) == {1.0}
+    extract(tiny, replace(options(tiny, views=3), out=Path("fresh")))
+    rows, views = np.arange(14).repeat(3), np.tile(np.arange(3), 14)
+    at_once = open_cache("fresh").read(rows, views)
+    for name, values in grown.read(rows, views).items():
+        np.testing.assert_array_equal(values, at_once[name])
+
+
+def test_views_and_clips_that_grow_together_share_one_decode(
+    mini: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, real = [], ClipDataset.__getitems__
+
+    def counted(dataset: ClipDataset, indices: Sequence[Request]) -> list[Read]:
+        read.extend(row for row, _ in indices)
+        return real(dataset, indices)
+
+    run = write_config(Path.cwd(), (CLIPS, f"{CLIPS}, pytorchvideo/x3d_tiny"))
+    assert plan(run, planned(run, 3))["to_make"]["samples"] == 14
+    monkeypatch.setattr(ClipDataset, "__getitems__", counted)
+    extract(run, options(run, views=3))
+    assert sorted(read) == list(range(14))
+    assert set(open_cache(run.cache_path).coverage_by_field().values()) == {1.0}
+
+
+@pytest.mark.parametrize(("limit", "views"), [(4, 3), (10, 2), (12, 3), (None, 2)])
+def test_a_plan_says_what_the_extraction_then_makes(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, limit: int | None, views: int
+) -> None:
+    """From a cache of 9 samples in chunks of 5, fewer or more of them; see what networks get."""
+    made: list[int] = []
+    real = ChunkArrays.enter
+
+    def counted(chunk: ChunkArrays, batch: Sequence[Read], outputs: Sequence[Outputs]) -> None:
+        made.append(len(batch) * len(batch[0].clips.views if batch[0].clips else ()))
+        real(chunk, batch, outputs)
+
+    shutil.rmtree(mini.cache_path)
+    run = write_config(Path.cwd(), ("samples: 14", "samples: 9"))
+    extract(run, replace(options(run), limit=9))
+    facts = plan(run, replace(planned(run, views), limit=limit))
+    monkeypatch.setattr(ChunkArrays, "enter", counted)
+    extract(run, replace(options(run, views=views), limit=limit))
+    assert facts["to_make"]["views"]["vit"] == sum(made)
+    cache = open_cache(run.cache_path)
+    assert (facts["samples"], facts["views"]) == (cache.num_samples, cache.num_views)
+
+
+def planned(run: Run, views: int) -> PlanOptions:
+    """A plan of a moment."""
+    device = torch.device("cpu")
+    return PlanOptions(run.cache_path, views, None, 0, 4, seconds=0.01, device=device)
 
 
 def test_another_teacher_is_added_and_trained_from(mini: Run) -> None:
