@@ -7,6 +7,7 @@ random weights, on the device at hand, times the number of samples and views.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,9 +49,10 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
     """Forecast an extraction, or what is left of one; plain JSON.
 
     Returns:
-        `samples`, `views`, `rows` of the finished cache, and its `bytes` (per row, in all, by
-        field); `standing`: what is there already (`place`, `samples`, `views`), or None; `to_make`:
-        `samples` to decode, `views` of each teacher, `clip_views`, `bytes`; `memory_bytes` of the
+        `samples`, `views`, `rows` of the finished cache and its `bytes` (per row, in all, by
+        field); `device`, `decoders`, `cores`, `workers`; `standing`: what is there already
+        (`place`, `samples`, `views`), or None; `to_make`: `samples` to decode, `views` of each
+        teacher, `clip_views`, `bytes`; `memory_bytes` of the
         chunks that are under way at once; `seconds`, see `Seconds`; `gate_videos`; `forecast`, see
         there; `break_even_epochs`, `student_epochs`; `less`: bytes and hours of another cache, with
         fewer views, a coarser grid, fewer dimensions, no clips; empty where one stands.
@@ -86,7 +88,8 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
         {name: trial.network(name) for name in wanted.networks.by_name},
         trial.store(run.extract.projection),
     )
-    machine = Machine(options.device, options.decoders, options.workers or 1)
+    cores = os.cpu_count() or 1
+    machine = Machine(options.device, min(options.decoders, cores), options.workers or 1)
     views = missing[STATUS_FIELD.name].shape[1]
     samples = len(wanted.new_samples(stored)) + stored.num_samples if stored else len(anew)
     rows, row_bytes = samples * views, sum(field.row_bytes for field in fields)
@@ -99,6 +102,7 @@ def plan(run: Run, options: Options) -> dict[str, Any]:
         "rows": rows,
         "device": str(options.device),
         "decoders": options.decoders,
+        "cores": cores,
         "workers": options.workers,
         "bytes": {
             "row": row_bytes,

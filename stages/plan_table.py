@@ -78,6 +78,8 @@ def _about(facts: Mapping[str, Any]) -> Table:
 def _who(facts: Mapping[str, Any]) -> str:
     """The processes that work, in words."""
     decoders = f"--decoders {facts['decoders']}"
+    if facts["decoders"] > facts["cores"]:
+        decoders += f" on {plural(facts['cores'], 'core')}"
     if facts["workers"] in (None, 1):
         return decoders
     together = ", which share this CPU" if facts["device"] == "cpu" else ", with a GPU each"

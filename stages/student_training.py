@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +110,7 @@ def train_student(
     )
     with ExitStack() as stack:
         watch = stack.enter_context(closing(Watch(folder, past))) if ranks.first else None
-        for log in logs:
+        for log in _named(job, training, logs):
             _note(job, training, past, log, validated, ranks)
             save_checkpoint(checkpoint, training, past, belongs_to, ranks)
             if watch is not None:
@@ -118,6 +118,14 @@ def train_student(
     if ranks.first:
         _tell_waiting(job, past, feed)
     return past
+
+
+def _named(job: Job, training: Training, logs: Iterator[EpochLog]) -> Iterator[EpochLog]:
+    """The epochs; what stops them says in which training and epoch it was."""
+    try:
+        yield from logs
+    except TrainingError as error:
+        raise TrainingError(f"{job.name}, epoch {training.epochs_done}: {error}") from error
 
 
 def _start(job: Job, steps: int, ranks: Ranks) -> Training:

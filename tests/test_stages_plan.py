@@ -172,6 +172,18 @@ def test_chunks_on_their_way_take_memory(mini: Run) -> None:
     assert (alone["memory_bytes"], two["memory_bytes"]) == (3 * chunk, 2 * 2 * chunk)
 
 
+def test_decoders_beyond_the_cores_gain_nothing(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    facts = plan(mini, replace(FEW, decoders=64))
+    hours, seconds = facts["forecast"], facts["seconds"]
+    fit = 14 * (seconds["networks"]["vit"] + seconds["networks"]["cnn"] + seconds["decode"] / 2)
+    assert hours["fit_hours"] * 3600 == pytest.approx(fit)
+    show(facts)
+    assert "with --decoders 64 on 2 cores" in capsys.readouterr().out
+
+
 def test_less_is_less(mini: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Calibration, "store", lambda _self, config: config.dim * math.prod(config.grid)
