@@ -19,6 +19,7 @@ from stages.stored_clips import as_stored, clip_fields
 from stages.teachers import features
 from stages.wording import plural
 
+_LEAST_CALLS = 3  # of what is timed: the median of two is either of them
 _LEAST_SAMPLES = 3  # whose decoding is timed; the first opens libraries, and is not
 
 
@@ -175,7 +176,7 @@ class Calibration:
             size = min(2 * size, self._batch_size)
             call(size)  # kernels are chosen by shape
         times = [spent]
-        while sum(times) < self._seconds / 2:
+        while len(times) < _LEAST_CALLS or sum(times) < self._seconds / 2:
             started = time.perf_counter()
             call(size)
             times.append(time.perf_counter() - started)
