@@ -1,14 +1,18 @@
 """The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
 
 from cache.codecs import BitRound, BloscZstd, Codec, Fixed8, codec_from_json
-from cache.commits import package_versions
+from cache.commits import Commits, package_versions
 from cache.create import check_place
 from cache.findings import Finding, Kind, Verification
 from cache.identity import ABSENT, IdentityMismatch, fingerprint, identity_differences
 from cache.info import describe
 from cache.layout import Layout
 from cache.metadata import is_cache, read_layout
+from cache.origin import Origin
+from cache.pull import Pulled, pull_cache
+from cache.push import Metered, Pushed, push_cache
 from cache.reader import TeacherCache, open_cache
+from cache.remote import TransferError, public_url
 from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
     FORMAT_VERSION,
@@ -22,7 +26,10 @@ from cache.schema import (
     RowError,
     Status,
 )
+from cache.selection import Selection
+from cache.shelf import Shelved, shelved
 from cache.staging import StagedChunk, stage_chunk
+from cache.union import ConflictError
 from cache.verify import verify_cache
 from cache.writer import CacheWriter, PendingChunk, create_cache, open_writer
 
@@ -37,6 +44,8 @@ __all__ = [
     "CacheError",
     "CacheWriter",
     "Codec",
+    "Commits",
+    "ConflictError",
     "DamagedError",
     "Dropped",
     "Field",
@@ -46,12 +55,19 @@ __all__ = [
     "IdentityMismatch",
     "Kind",
     "Layout",
+    "Metered",
+    "Origin",
     "PendingChunk",
+    "Pulled",
+    "Pushed",
     "Repair",
     "RowError",
+    "Selection",
+    "Shelved",
     "StagedChunk",
     "Status",
     "TeacherCache",
+    "TransferError",
     "Verification",
     "check_place",
     "codec_from_json",
@@ -63,8 +79,12 @@ __all__ = [
     "open_cache",
     "open_writer",
     "package_versions",
+    "public_url",
+    "pull_cache",
+    "push_cache",
     "read_layout",
     "repair_cache",
+    "shelved",
     "stage_chunk",
     "verify_cache",
 ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cache.chunkmap import damaged
 from cache.commits import Commits
 from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c, own_path
-from cache.remote import fetch
+from cache.remote import Remote
 from cache.schema import CacheError, DamagedError, Field, Status
 
 # The decoded blocks of one open cache take at most so much memory in each thread that reads it; or
@@ -39,7 +39,7 @@ class ChunkBlocks:
         field: Field,
         commits: Commits,
         *,
-        url: str | None,
+        files: Remote | None,
         limit: int,
         status: Callable[[int], NDArray[Any]],
     ) -> None:
@@ -49,7 +49,7 @@ class ChunkBlocks:
             layout: the cache.
             field: which array.
             commits: which of its chunk files exist, with their sizes and checksums.
-            url: where the cache is, if not in a local folder.
+            files: where the cache is, if not in a local folder.
             limit: how many decoded chunk files are held.
             status: gives the statuses of a chunk file's rows, by its number.
         """
@@ -57,7 +57,7 @@ class ChunkBlocks:
         self._field = field
         self._checksums = commits.checksums[field.name]
         self._sizes = commits.sizes[field.name]
-        self._url = url
+        self._files = files
         self._limit = limit
         self._status = status
         self._blocks: OrderedDict[int, NDArray[Any]] = OrderedDict()
@@ -109,11 +109,11 @@ class ChunkBlocks:
         return block
 
     def _fetch(self, key: str, limit: int) -> bytes:
-        if self._url is not None:
-            return fetch(self._url, key, limit)
+        if self._files is not None:
+            return self._files.read(key, limit)
         with own_path(self._layout.path, key).open("rb") as file:
             return file.read(limit)
 
     def _damaged(self, chunk: int, view: int, reason: str) -> DamagedError:
-        place = self._url or str(self._layout.path)
+        place = self._files.url if self._files else str(self._layout.path)
         return damaged(self._layout, place, self._field, chunk, view, reason)

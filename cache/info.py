@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 from cache.commits import count_statuses
@@ -19,7 +20,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         `added`, the teachers that came later; `samples`, `samples_by_split`, `parts` (numbers of
         samples that came together), `views`, `chunk_samples`; `fields` (name → dims, shape, dtype,
         codec, row_bytes as read, bytes as stored, coverage); `row_bytes` and `bytes` of all fields;
-        `coverage` in [0, 1], of rows with all fields; `rows` by status and `failures` by kind;
+        `coverage` in [0, 1], of rows with all fields; `origin` (`url`, `time`, `asked`) where it
+        was pulled, else None; `rows` by status and `failures` by kind;
         `rows_of_added` (teacher that came later → its rows by status); `errors` (sample id →
         reason); `identity`, `provenance`, `packages` (package → the versions that made rows).
 
@@ -60,6 +62,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "row_bytes": sum(field.row_bytes for field in cache.fields.values()),
         "bytes": sum(stored.values()),
         "coverage": cache.coverage,
+        "origin": None if cache.origin is None else asdict(cache.origin),
         "rows": rows,
         "failures": {kind: rows[kind] for kind in failures},
         "rows_of_added": {

@@ -25,6 +25,7 @@ COMMITS = "commits"
 MANIFEST = "manifest.json"
 PROJECTION = "projection"
 LOCK = ".lock"
+ORIGIN = "origin.json"  # in a cache that was pulled
 STAGING = ".staging"  # there while the cache is being written
 
 CHECKSUM_BYTES = 4  # zarr's crc32c codec puts them behind the data of each chunk
@@ -102,6 +103,11 @@ class Layout:
         if field.codec is None:
             return range(size, size + 1)
         return range(BLOSC_HEADER_BYTES + CHECKSUM_BYTES, size + BLOSC_HEADER_BYTES + 1)
+
+    def key_of(self, place: tuple[str, int, int]) -> str:
+        """The path of a chunk file by the name of its field, its chunk and its view."""
+        name, chunk, view = place
+        return chunk_key(self.fields[name], chunk, view)
 
     def decode(self, field: Field, data: bytes) -> NDArray[Any]:
         """The values of a chunk, (chunk_samples, ...), from its file's data without the checksum.
@@ -181,7 +187,7 @@ def repair_hint(place: Path | str) -> str:
     )
 
 
-def crc32c(data: bytes | memoryview) -> int:
+def crc32c(data: bytes | memoryview | NDArray[np.uint8]) -> int:
     """The crc32c (Castagnoli) of some bytes."""
     return int(google_crc32c.value(np.frombuffer(data, np.uint8)))  # takes no memoryview itself
 
@@ -204,6 +210,28 @@ def read_file(path: Path) -> tuple[bytes, int]:
     if actual != written:
         raise DamagedError(f"{path} is damaged: crc32c is {actual:08x}, written was {written:08x}")
     return data, actual
+
+
+def wrong_bytes(path: Path, size: int, checksum: int) -> str | None:
+    """What is wrong with a chunk file; None where it is as committed. It need not fit into memory.
+
+    Args:
+        path: the file.
+        size: its committed bytes.
+        checksum: the committed crc32c of its data.
+    """
+    try:
+        actual = path.stat().st_size
+    except FileNotFoundError:
+        return "is missing"
+    if actual != size:
+        return f"has {actual} bytes, committed {size}"
+    content = np.memmap(path, np.uint8, mode="r")
+    told = int.from_bytes(content[-CHECKSUM_BYTES:].tobytes(), "little")
+    found = crc32c(content[:-CHECKSUM_BYTES])
+    if not found == told == checksum:
+        return f"is damaged: its crc32c is {found:08x}, committed {checksum:08x}"
+    return None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def check_file(folder: Path, name: str, digests: Digests) -> str | None:
         recorded = " or ".join(digest for digest in digests if digest)
         return f"is damaged: its sha256 is {actual}, recorded {recorded}"
     return None
+
+
+def copy_empty(folder: Path, other: Path) -> None:
+    """Copy what the manifest lists, so that the other folder is a cache that holds nothing yet.
+
+    The root's metadata come last: without them a folder is no cache.
+    """
+    names = [name for name in read_manifest(folder) if name != METADATA]
+    for name in [*names, MANIFEST, METADATA]:
+        source = own_path(folder, name)
+        if source.exists():  # a growth that was interrupted may lack it
+            (other / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, other / name)
 
 
 def settle_manifest(folder: Path) -> None:
@@ -147,6 +161,11 @@ def _publish(folder: Path, files: Mapping[str, Digests]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_name(name: str) -> bool:
+    """Whether a path inside a cache is one that a cache can have."""
+    return _NAME.fullmatch(name) is not None
 
 
 def _is_entry(entry: tuple[str, object]) -> bool:

@@ -21,8 +21,10 @@ from cache.commits import read_commits
 from cache.identity import check_identity
 from cache.layout import Layout, is_url, repair_hint
 from cache.metadata import read_layout
-from cache.remote import copy_metadata
+from cache.origin import Origin, read_origin
+from cache.remote import Remote
 from cache.schema import STATUS_FIELD, CacheError, Field, FieldError, RowError, Status, status_name
+from cache.source import open_source
 from cache.tables import read_projection, read_samples
 
 _log = logging.getLogger(__name__)
@@ -60,14 +62,17 @@ def open_cache(path: str | os.PathLike[str], *, blocks: bool = False) -> Teacher
 
 
 def _open_url(url: str) -> TeacherCache:
-    with tempfile.TemporaryDirectory(prefix="dualkd-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
+        folder = Path(temporary) / "cache"
+        place = Remote(url).url
         try:
-            copy_metadata(url, Path(folder))
-            cache = TeacherCache(Path(folder), blocks=True, url=url)
+            source = open_source(url, folder)
+            place = source.files.url
+            cache = TeacherCache(source.layout.path, blocks=True, files=source.files)
             _ = cache.samples, cache.projection  # while their files are here
         except CacheError as error:
-            message = str(error).replace(repair_hint(folder), repair_hint(url))
-            raise type(error)(message.replace(folder, url)) from None
+            message = str(error).replace(repair_hint(folder), repair_hint(place))
+            raise type(error)(message.replace(str(folder), place)) from None
     return cache
 
 
@@ -78,18 +83,19 @@ class TeacherCache:
     does each thread.
     """
 
-    def __init__(self, path: Path, *, blocks: bool, url: str | None = None) -> None:
-        """Read metadata and commits; see `open_cache`. `path` is a copy of them for a `url`."""
+    def __init__(self, path: Path, *, blocks: bool, files: Remote | None = None) -> None:
+        """Read metadata and commits; see `open_cache`. `path` is a copy of them for `files`."""
         self._layout = read_layout(path)
         self._commits = read_commits(self._layout)
         self._blocks = blocks
-        self._url = url
+        self._files = files
+        self._origin = read_origin(path)
         self._of_thread = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what is mapped and loaded: the other process reads it again when needed."""
         state = self.__dict__.copy()
-        for loaded in ("_of_thread", "status", *(() if self._url else ("samples", "projection"))):
+        for loaded in ("_of_thread", "status", *(() if self._files else ("samples", "projection"))):
             state.pop(loaded, None)
         return state
 
@@ -107,7 +113,7 @@ class TeacherCache:
     @property
     def place(self) -> str:
         """The cache's folder or URL, for messages."""
-        return self._url or str(self._layout.path)
+        return self._files.url if self._files else str(self._layout.path)
 
     @property
     def path(self) -> Path:
@@ -116,14 +122,19 @@ class TeacherCache:
         Raises:
             CacheError: it is at a URL.
         """
-        if self._url is not None:
-            raise CacheError(f"{self._url} is no folder on this machine")
+        if self._files is not None:
+            raise CacheError(f"{self.place} is no folder on this machine")
         return self._layout.path
 
     @property
     def layout(self) -> Layout:
         """What the cache is made of, for those who stage chunks of it."""
         return self._layout
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the cache was pulled from; None where it was made here, or at a URL."""
+        return self._origin
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -262,7 +273,7 @@ class TeacherCache:
     @cached_property
     def unmapped(self) -> dict[str, str]:
         """The fields that cannot be mapped, and why not."""
-        if self._url is not None:
+        if self._files is not None:
             return dict.fromkeys(self.fields, "at a URL")
         codecs = {name: field.codec for name, field in self.fields.items()}
         return {name: f"compressed: {codec}" for name, codec in codecs.items() if codec is not None}
@@ -332,7 +343,7 @@ class TeacherCache:
                     self._layout,
                     field,
                     self._commits,
-                    url=self._url,
+                    files=self._files,
                     limit=self.chunks_held * self.num_views,
                     status=partial(self._chunk_status, status_name(name, self.fields)),
                 )
@@ -378,8 +389,31 @@ class TeacherCache:
 
     def _absent(self, name: str, sample: int, view: int) -> RowError:
         sample_id = self.samples["sample_id"][sample].as_py()
-        return RowError(
+        absent = (
             f"{self.place} does not hold sample {sample_id!r} (number {sample}), view {view}, "
-            f"field {name!r}: nobody has made it yet. `dualkd-cache extract --dataset "
+            f"field {name!r}"
+        )
+        if self.origin:
+            return RowError(f"{absent}: {self.how_to_complete(fields=[name], views=[view])}")
+        return RowError(
+            f"{absent}: nobody has made it yet. `dualkd-cache extract --dataset "
             f"{self.dataset} --out {self.place} --views {max(view + 1, self.num_views)}` makes it"
+        )
+
+    def how_to_complete(self, *, fields: Iterable[str] = (), views: Iterable[int] = ()) -> str:
+        """For a cache that was pulled: how more of it is fetched.
+
+        Args:
+            fields: which; all if none.
+            views: which; all if none.
+        """
+        origin = self.origin
+        if origin is None:
+            raise CacheError(f"{self.place} was not pulled")
+        of_fields, of_views = ",".join(fields), ",".join(map(str, views))
+        options = f" --fields {of_fields}" if of_fields else ""
+        options += f" --views {of_views}" if of_views else ""
+        return (
+            f"it was pulled in part. `dualkd-cache pull {origin.url} {self.place}{options}` "
+            "fetches it, if it is there"
         )

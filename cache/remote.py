@@ -1,61 +1,306 @@
-"""Caches at a URL, whatever fsspec opens: their chunk files are fetched, never mapped."""
+"""Files at a URL, whatever fsspec opens: tried again where a network fails, named in errors."""
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import copy
+import errno
+import hashlib
+import os
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, TypeVar
 
 import fsspec
+from fsspec.callbacks import Callback
+from fsspec.implementations.local import LocalFileSystem
 
-from cache.layout import COMMITS, METADATA, PROJECTION, SAMPLES
 from cache.schema import CacheError
 
-_MAX_BYTES_OF_ALL = 2**30
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+Advance = Callable[[int], None]
+
+_WAITS_SEC = (0.2, 1.0, 4.0)  # before a second, third and fourth attempt
+_BLOCK_BYTES = 8 * 2**20
+# A program that asks for a password would wait for ever; none of these is a matter of trying again.
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
 
-def fetch(url: str, key: str, limit: int) -> bytes:
-    """Fetch the first `limit` bytes of a file of a cache.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    # Asked for each time: fsspec keeps one instance per process, so a fork takes none along.
-    files, root = fsspec.url_to_fs(url)
-    return bytes(files.cat_file(f"{root}/{key}", end=limit))
+class TransferError(CacheError):
+    """A file could not be brought to or from a URL; what has arrived is kept."""
 
 
-def copy_metadata(url: str, folder: Path) -> None:
-    """Copy what must be known before rows are read: all but the chunk files of the fields.
+class Remote:
+    """A folder of files that fsspec opens, as `s3://bucket/caches`, or one of this machine."""
 
-    Args:
-        url: the cache.
-        folder: an empty one.
+    def __init__(self, url: str) -> None:
+        """Look which file system it is; nothing is asked of it yet.
 
-    Raises:
-        CacheError: there is no cache at `url`, its metadata are too large, or a file is a link.
-    """
-    files, root = fsspec.url_to_fs(url)
-    found = files.find(root, detail=True)
-    wanted = {}
-    for path, about in found.items():
-        key = PurePosixPath(path).relative_to(root)
-        if about.get("islink"):  # a `file://` URL
+        Raises:
+            CacheError: fsspec does not know it, or lacks a package for it.
+        """
+        self.url = public_url(url).rstrip("/")
+        self._address = url
+        try:
+            files, root = fsspec.url_to_fs(url)
+        except ImportError as error:
             raise CacheError(
-                f"{url}/{key} is a link, and a cache is read from its own files only: put a copy "
-                "of what it points to in its place"
-            )
-        if _is_metadata(key) and ".." not in key.parts:
-            wanted[path] = (folder / key, about["size"] or 0)
-    if f"{root}/{METADATA}" not in wanted:
-        raise CacheError(f"{url} is no cache: there is no {METADATA}")
-    total = sum(size for _, size in wanted.values())
-    if total > _MAX_BYTES_OF_ALL:
-        raise CacheError(f"{url} has {total} bytes of metadata; {_MAX_BYTES_OF_ALL} are read")
-    for path, content in files.cat(list(wanted)).items():
-        target, _ = wanted[path]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+                f"{self.url} needs a package that is not installed: {error}. For s3:// it is "
+                "`pip install 'dualkd[s3]'`, else the one that fsspec names"
+            ) from error
+        except ValueError as error:
+            raise CacheError(f"{self.url} is nothing that fsspec opens: {error}") from error
+        self.root = str(root).rstrip("/")
+        self.is_local = isinstance(files, LocalFileSystem)
+
+    @property
+    def _files(self) -> Any:
+        """Asked for each time: fsspec keeps one per process, so a fork takes none along."""
+        return fsspec.url_to_fs(self._address)[0]
+
+    def below(self, folder: str) -> Remote:
+        """A folder in there."""
+        other = copy.copy(self)
+        other.url, other.root = f"{self.url}/{folder}", f"{self.root}/{folder}"
+        return other
+
+    def name(self, key: str) -> str:
+        """What a file is called in messages."""
+        return f"{self.url}/{key}" if key else self.url
+
+    def list(self, folder: str = "") -> dict[str, dict[str, Any]]:
+        """Name → what fsspec says of it, of all files and folders in a folder; none if it is none.
+
+        Raises:
+            TransferError: it cannot be listed.
+        """
+        place = f"{self.root}/{folder}".rstrip("/")
+        self._files.invalidate_cache()
+        try:
+            found = self._attempt("listed", folder, lambda: self._files.ls(place, detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        places = {str(about["name"]).rstrip("/"): about for about in found}
+        # Of a file, and of an object that stands for a folder, some stores list the thing itself.
+        return {
+            name.rpartition("/")[2]: about
+            for name, about in places.items()
+            if name.lstrip("/") != place.lstrip("/")
+        }
+
+    def sizes(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Path below a folder → what fsspec says of it, of all files however deep."""
+        place = f"{self.root}/{folder}".rstrip("/")
+        self._files.invalidate_cache()
+        found = self._attempt("listed", folder, lambda: self._files.find(place, detail=True))
+        return {str(path).removeprefix(f"{place}/"): about for path, about in found.items()}
+
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        """The bytes of a file, or the first of them.
+
+        Raises:
+            FileNotFoundError: there is none.
+            TransferError: it cannot be read.
+        """
+        place = f"{self.root}/{key}"
+        read = lambda: bytes(self._files.cat_file(place, end=limit))  # noqa: E731
+        return self._attempt("read", key, read)
+
+    def read_all(self, keys: Iterable[str], jobs: int = 8) -> dict[str, bytes]:
+        """The bytes of small files; see `read`."""
+        return dict(in_parallel(self.read, keys, jobs))
+
+    def download(self, key: str, path: Path, advance: Advance) -> None:
+        """Copy a file to this machine.
+
+        Raises:
+            FileNotFoundError: there is none.
+            TransferError: it cannot be read.
+        """
+        place = f"{self.root}/{key}"
+
+        def get() -> None:
+            with _Counter(advance) as counter:
+                self._files.get_file(place, str(path), callback=counter)
+
+        self._attempt("read", key, get)
+
+    def upload(self, path: Path, key: str, advance: Advance) -> None:
+        """Copy a file of this machine there; it appears whole or not at all.
+
+        Raises:
+            TransferError: it cannot be written, or is not what was sent.
+        """
+
+        def put() -> None:
+            with _Counter(advance) as counter:
+                self._write(key, lambda place: self._files.put_file(str(path), place, counter))
+                if not self.holds(key, path):
+                    raise OSError("it is not what was sent")
+
+        self._attempt("written", key, put)
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write a small file; it appears whole or not at all.
+
+        Raises:
+            TransferError: it cannot be written.
+        """
+        put = lambda: self._write(key, lambda place: self._files.pipe_file(place, content))  # noqa: E731
+        self._attempt("written", key, put)
+
+    def remove(self, key: str) -> None:
+        """Remove a file, if it is there and we may."""
+        try:
+            self._attempt("removed", key, lambda: self._files.rm_file(f"{self.root}/{key}"))
+        except (FileNotFoundError, TransferError):
+            return
+
+    def holds(self, key: str, path: Path, about: dict[str, Any] | None = None) -> bool:
+        """Whether a file there has the bytes of a file here.
+
+        A store's MD5 tells where it has one (S3 has it of what was sent in one piece); else the
+        bytes are read back.
+
+        Args:
+            key: the file there.
+            path: the file here.
+            about: what fsspec said of it just now, to ask no more.
+        """
+        place = f"{self.root}/{key}"
+        if about is None:
+            self._files.invalidate_cache(place.rpartition("/")[0])
+            about = self._files.info(place)
+        if about.get("size") != path.stat().st_size:
+            return False
+        if str(about.get("ETag", "")).strip('"') == _digest(_blocks(path.open("rb"))):
+            return True
+        with self._files.open(place, "rb", block_size=_BLOCK_BYTES) as file:
+            return _digest(_blocks(file)) == _digest(_blocks(path.open("rb")))
+
+    def _write(self, key: str, write: Callable[[str], object]) -> None:
+        """Have a file written under its name, on a disk by way of another one."""
+        place = f"{self.root}/{key}"
+        if not self.is_local:
+            write(place)
+            return
+        path = Path(place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            write(str(beside))
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _attempt(self, done: str, key: str, act: Callable[[], Done]) -> Done:
+        """Carry something out, again after a while where it fails.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: there is no such file.
+            TransferError: it is not allowed, or failed each time.
+        """
+        for seconds in (*_WAITS_SEC, None):
+            try:
+                return act()
+            except (FileNotFoundError, NotADirectoryError, CacheError):
+                raise
+            except PermissionError as error:
+                raise TransferError(
+                    f"{self.name(key)} may not be {done}: {error}. Credentials come from where "
+                    f"the {self._kind} tools look for them (docs/sharing.md); ask who owns it"
+                ) from error
+            except Exception as error:
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                missing = type(error).__name__ in _NO_CREDENTIALS
+                if seconds is None or full or missing:
+                    raise TransferError(
+                        f"{self.name(key)} could not be {done}: {_in_short(error)}. What has "
+                        "arrived is kept: run the same command again"
+                    ) from error
+            time.sleep(seconds)
+        raise AssertionError
+
+    @property
+    def _kind(self) -> str:
+        protocol = self._files.protocol
+        return str(protocol if isinstance(protocol, str) else protocol[0])
 
 
-def _is_metadata(key: PurePosixPath) -> bool:
-    tables = key.match(SAMPLES) or key.match(SAMPLES.replace(".", ".*."))
-    return key.name == METADATA or key.parts[0] in (COMMITS, PROJECTION) or tables
+class _Counter(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Tells bytes as they come; takes them back where an attempt fails."""
+
+    def __init__(self, advance: Advance) -> None:
+        super().__init__()
+        self._advance, self._told = advance, 0
+
+    def absolute_update(self, value: int) -> None:
+        """So many bytes by now."""
+        self.relative_update(value - self._told)
+
+    def relative_update(self, inc: int = 1) -> None:
+        """So many bytes more."""
+        self._told += inc
+        self._advance(inc)
+
+    def __exit__(self, *error: object) -> None:
+        """Tell that nothing came, where an error came."""
+        if error[0] is not None:
+            self._advance(-self._told)
+
+
+def in_parallel(
+    act: Callable[[Item], Done], items: Iterable[Item], jobs: int
+) -> Iterator[tuple[Item, Done]]:
+    """Carry something out for all items, some at once; in the order in which they end.
+
+    After an error no more are begun, and it is raised once those under way have ended.
+    """
+    waiting = iter(items)
+    with ThreadPoolExecutor(jobs, "transfer") as pool:
+        going: dict[Future[Done], Item] = {}
+        while True:
+            for item in waiting:
+                going[pool.submit(act, item)] = item
+                if len(going) >= 2 * jobs:
+                    break
+            if not going:
+                return
+            try:
+                for future in wait(going, return_when=FIRST_COMPLETED).done:
+                    yield going.pop(future), future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def public_url(url: str) -> str:
+    """A URL without the secrets that some hold: user, password, query."""
+    if "://" not in url:
+        return url
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _blocks(file: Any) -> Iterator[bytes]:
+    with file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
+
+
+def _digest(blocks: Iterable[bytes]) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _in_short(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words:.300}" if words else type(error).__name__

@@ -48,15 +48,19 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     if path.stat().st_size > _MAX_BYTES:
         raise CacheError(f"{path} is larger than {_MAX_BYTES} bytes: none of a cache's own files")
-    content = path.read_bytes()
+    return unseal(path.read_bytes(), str(path))
+
+
+def unseal(content: bytes, place: str) -> dict[str, Any]:
+    """The document of some bytes; see `read_sealed`. `place` is where they were."""
     if content[-_SEAL_BYTES:] != _seal(content[:-_SEAL_BYTES]):
-        raise DamagedError(f"{path} is damaged: its bytes are not those that were written")
+        raise DamagedError(f"{place} is damaged: its bytes are not those that were written")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is no JSON: {error}") from error
+        raise DamagedError(f"{place} is no JSON: {error}") from error
     if not isinstance(document, dict):
-        raise DamagedError(f"{path} is no JSON object")
+        raise DamagedError(f"{place} is no JSON object")
     return document
 
 

@@ -30,6 +30,7 @@ from cache.layout import (
     LOCK,
     MANIFEST,
     METADATA,
+    ORIGIN,
     PROJECTION,
     SAMPLES,
     STAGING,
@@ -235,7 +236,7 @@ def _check_others(
                 lone[chunk].append((file, field.name, view))
         elif file.startswith(f"{STAGING}/") or (is_temporary(path) and path.parent in folders):
             findings.append(find(layout.path, Kind.UNFINISHED, file, "is half-written"))
-        elif recorded and not is_commit(file):
+        elif recorded and not is_commit(file) and file != ORIGIN:
             findings.append(find(layout.path, Kind.STRANGER, file, "belongs to nothing"))
     # Their commit is damaged, which was found already, or was published since we read the others.
     read = {commit.path for commit in commits}

@@ -108,12 +108,13 @@ class CacheWriter:
     A context manager: leaving it lets go of the lock. Nothing is lost by not leaving it.
     """
 
-    def __init__(self, path: Path, lock: CacheLock) -> None:
+    def __init__(self, path: Path, lock: CacheLock, *, keep: Collection[str] = ()) -> None:
         """Read what stands and sweep what does not count.
 
         Args:
             path: the cache.
             lock: its lock, held.
+            keep: chunk files that stay though no commit names them.
         """
         self._lock = lock
         with on_full_disk(path, "its growth cannot be finished, what was there stands"):
@@ -121,7 +122,7 @@ class CacheWriter:
         self._layout = read_layout(path)
         commits = read_commits(self._layout)
         self._present = commits.present
-        self._sweep(commits)
+        self._sweep(commits, keep)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -297,14 +298,15 @@ class CacheWriter:
             )
         return chosen
 
-    def _sweep(self, commits: Commits) -> None:
+    def _sweep(self, commits: Commits, keep: Collection[str]) -> None:
         """Remove what interrupted writers left: half-written files, chunk files without commit."""
         root = self._layout.path
         for name, field in self._layout.fields.items():
             present = np.argwhere(commits.present[name]).tolist()
             kept = {chunk_key(field, chunk, view) for chunk, view in present}
             for entry in list(os.scandir(root / name)):
-                if entry.name.startswith("c.") and f"{name}/{entry.name}" not in kept:
+                key = f"{name}/{entry.name}"
+                if entry.name.startswith("c.") and key not in kept and key not in keep:
                     Path(entry).unlink()
         for folder in written_folders(self._layout):
             remove_temporaries(folder)

@@ -19,19 +19,22 @@ from stages.cli_options import (
     Dataset,
     Decoders,
     Device,
+    Jobs,
     Root,
     Views,
     WorkersDecoders,
     device_of,
     folder_of,
     load,
+    names_of,
+    numbers_of,
     tell,
     with_clips,
 )
 from stages.cli_running import run_command
 
 app = typer.Typer(
-    help="Make, inspect, prove and mend teacher caches.",
+    help="Make, inspect, prove, mend and share teacher caches.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -229,6 +232,86 @@ def repair(
 
     if not stage(folder_of(path), failed=failed):
         raise typer.Exit(1)
+
+
+@app.command()
+def push(
+    path: CacheFolder,
+    url: Annotated[str, typer.Argument(help="The shelf: a folder, or as s3://bucket/caches.")],
+    author: Annotated[
+        str | None, typer.Option(help="Who pushes; git's user.name if not given.")
+    ] = None,
+    ours: Annotated[
+        bool, typer.Option("--ours", help="Where rows differ there, put yours in their place.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Read back what is there already, and mend what is damaged."),
+    ] = False,
+    jobs: Jobs = 8,
+) -> None:
+    """Send to a shelf what it lacks of a cache; it appears there when all has arrived.
+
+    Caches lie there by dataset and fingerprint, so different ones never meet. A push that was
+    killed goes on where it stopped; one that brings more views or fields sends only those.
+    """
+    from stages.share import push as stage
+
+    stage(folder_of(path), url, author=author, jobs=jobs, ours=ours, check=check)
+
+
+@app.command()
+def pull(
+    url: Annotated[
+        str,
+        typer.Argument(help="The cache's address, as `ls` shows it; or a folder with a cache."),
+    ],
+    path: CacheFolder,
+    fields: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Only these, as vit/logits,cnn/logits."),
+    ] = None,
+    views: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Only these, as 0,1.")
+    ] = None,
+    fraction: Annotated[
+        float | None,
+        typer.Option(help="Only so much of the samples, in (0, 1]: an unbiased part, in chunks."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only chunks that hold samples of this split.")
+    ] = None,
+    theirs: Annotated[
+        bool, typer.Option("--theirs", help="Where rows differ, take those of there.")
+    ] = False,
+    jobs: Jobs = 8,
+) -> None:
+    """Fetch what a folder lacks of a cache: a new one, more of a part, or what others have added.
+
+    Every file is checked against its checksum. A new cache appears when all has arrived; a pull
+    that was killed goes on where it stopped. From a folder it merges two caches.
+    """
+    from cache import Selection
+    from stages.share import pull as stage
+
+    selection = Selection(
+        fields=names_of(fields),
+        views=numbers_of(views, "--views"),
+        fraction=fraction,
+        split=split,
+    )
+    stage(url, folder_of(path), selection, jobs=jobs, theirs=theirs)
+
+
+@app.command("ls")
+def list_caches(
+    url: Annotated[str, typer.Argument(help="The shelf, or a dataset's folder on it.")],
+    as_json: AsJson = False,
+) -> None:
+    """List the caches on a shelf: teachers and their accuracy, extent, size, age, author."""
+    from stages.share import catalogue, show
+
+    tell(catalogue(url), show, as_json)
 
 
 def main() -> None:

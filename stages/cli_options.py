@@ -43,6 +43,7 @@ CachePath = Annotated[
     str | None,
     typer.Option("--cache", help="The cache, a folder or URL; outputs/DATASET/cache if not given."),
 ]
+Jobs = Annotated[int, typer.Option(min=1, help="Files that travel at once.")]
 CheckpointSteps = Annotated[int, typer.Option(min=1, help="Steps from one checkpoint to the next.")]
 Clips = Annotated[
     list[str] | None,
@@ -65,6 +66,20 @@ def folder_of(place: str) -> Path:
     if "://" in place:
         raise typer.BadParameter(f"{place} is a URL; this command needs a folder on this machine")
     return Path(place)
+
+
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    """The names of an option as `vit/logits,cnn/logits`; None where it is not given."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers_of(text: str | None, option: str) -> tuple[int, ...] | None:
+    """The numbers of an option as `0,1`; None where it is not given."""
+    names = names_of(text)
+    strange = [name for name in names or () if not name.isdecimal()]
+    if strange:
+        raise typer.BadParameter(f"{option} takes numbers as 0,1; got {strange[0]!r}")
+    return None if names is None else tuple(map(int, names))
 
 
 def load(dataset: str, root: Path | None = None) -> Run:

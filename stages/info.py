@@ -33,6 +33,8 @@ def show(facts: dict[str, Any]) -> None:
     parts = f", in {len(facts['parts'])} parts" if len(facts["parts"]) > 1 else ""
     about.add_row("samples", f"{facts['samples']} ({splits}{parts}) × {facts['views']} views")
     about.add_row("coverage", f"{facts['coverage']:.1%}, {rows['valid']} valid rows")
+    if facts["origin"]:
+        about.add_row("pulled", _pulled(facts))
     bad = ", ".join(f"{count} {kind}" for kind, count in failures.items() if count) or "none"
     about.add_row("failed rows", bad)
     made_on = [_inside(facts["provenance"], name) for name in ("machine", "device", "decoder")]
@@ -67,6 +69,15 @@ def _add_accuracy(about: Table, facts: dict[str, Any], name: str) -> None:
     if isinstance(top1, float) and isinstance(top5, float):
         videos = f"{_inside(accuracy, 'videos')} videos of {_inside(accuracy, 'split')}"
         about.add_row("", f"top-1 {top1:.1%}, top-5 {top5:.1%}, {videos}")
+
+
+def _pulled(facts: dict[str, Any]) -> str:
+    """Where a cache came from, and how it is completed if it is partial."""
+    origin = facts["origin"]
+    told = f"from {origin['url']}, {origin['time']}"
+    if facts["coverage"] == 1:
+        return told
+    return f"{told}\npartial; `dualkd-cache pull {origin['url']} {facts['path']}` fetches the rest"
 
 
 def _field_row(name: str, field: dict[str, Any]) -> list[str]:

@@ -5,14 +5,16 @@ Also the console that all stages print to.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
@@ -47,15 +49,16 @@ class _Rate(ProgressColumn):
     """Items per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.1f} {task.fields['unit']}/s")
+        return Text(f"{(task.speed or 0) / task.fields['scale']:.1f} {task.fields['unit']}/s")
 
 
 class Meter:
     """Counts work done; `advance` is all that a stage needs."""
 
-    def __init__(self, bar: Progress, what: str, total: int, unit: str) -> None:
+    def __init__(self, bar: Progress, what: str, total: int, unit: str, scale: int = 1) -> None:
         self._bar, self._what, self._total, self._unit = bar, what, total, unit
-        self._task = bar.add_task(what, total=total, unit=unit)
+        self._scale = scale  # how many are one of the unit
+        self._task = bar.add_task(what, total=total, unit=unit, scale=scale)
         self._printed = time.monotonic()
         self._started: float | None = None  # the first item ends the start-up: no measure of it
         self._first = self._done = 0
@@ -83,11 +86,15 @@ class Meter:
         finished = self._done == self._total
         if not console.is_terminal and (finished or now - self._printed >= _LINE_EVERY_SEC):
             self._printed = now
-            line = f"{self._what}: {self._done}/{self._total} {self._unit}"
+            done, total = (self._in_unit(count) for count in (self._done, self._total))
+            line = f"{self._what}: {done}/{total} {self._unit}"
             if self.rate > 0:
                 left = (self._total - self._done) / self.rate
-                line += f", {self.rate:.1f} {self._unit}/s, {left:.0f} s left"
+                line += f", {self.rate / self._scale:.1f} {self._unit}/s, {left:.0f} s left"
             console.print(line + self._note)
+
+    def _in_unit(self, count: int) -> str:
+        return str(count) if self._scale == 1 else f"{count / self._scale:.1f}"
 
 
 @contextmanager
@@ -110,6 +117,28 @@ def meter(what: str, *, total: int, unit: str) -> Iterator[Meter]:
     """One bar; see `meters`."""
     with meters([what], totals=[total], unit=unit) as counters:
         yield counters[0]
+
+
+@contextmanager
+def byte_meter(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes, which several threads may advance; see `meters`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    lock = threading.Lock()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        counter = Meter(bar, what, total, "MB", scale=10**6)
+
+        def advance(amount: int) -> None:
+            with lock:
+                counter.advance(amount)
+
+        yield advance
 
 
 def track(items: Iterable[Item], *, total: int, what: str, unit: str) -> Iterator[Item]:
