@@ -33,6 +33,7 @@ RECORD_VERSION = 1
 _MAX_RECORD_BYTES = 256 * 2**20
 _RECORD = re.compile(r"([0-9a-f]{64})\.\d{8}T\d{6}Z-[0-9a-f]{8}\.json")
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_TRIES = 8  # of reading records while others push
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")  # of a fingerprint
 
 # Bytes and sha256 of a file.
@@ -143,21 +144,24 @@ def caches_of(shelf: Remote, fingerprint: str = "") -> list[Shelved]:
     Raises:
         CacheError: the folder cannot be listed, or a record is damaged.
     """
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):  # a push has replaced a record since it was listed
+            return _caches_listed(shelf, fingerprint)
+    raise CacheError(f"{shelf.url}: others push to it all the while; run this again later")
+
+
+def _caches_listed(shelf: Remote, fingerprint: str) -> list[Shelved]:
     names: dict[str, list[str]] = {}
     for name in shelf.list():
         match = _RECORD.fullmatch(name)
         if match and match[1].startswith(fingerprint):
             names.setdefault(match[1], []).append(name)
-    found = [_standing(shelf, names[key]) for key in sorted(names)]
-    return [Shelved(shelf, tuple(records)) for records in found if records]
+    return [Shelved(shelf, tuple(_standing(shelf, its))) for _, its in sorted(names.items())]
 
 
 def _standing(shelf: Remote, names: Sequence[str]) -> list[Record]:
-    """Read records; those that others replace are left out, as are such as went meanwhile."""
-    records = []
-    for name in names:
-        with suppress(FileNotFoundError):  # another push has replaced it since
-            records.append(_read(shelf, name))
+    """Read records; those that others replace are left out."""
+    records = [_read(shelf, name) for name in names]
     replaced = {name for record in records for name in record.replaces}
     standing = [record for record in records if record.name not in replaced]
     return sorted(standing, key=lambda record: (record.time, record.name), reverse=True)
