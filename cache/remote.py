@@ -25,6 +25,7 @@ Done = TypeVar("Done")
 Advance = Callable[[int], None]
 
 _WAITS_SEC = (0.2, 1.0, 4.0)  # before a second, third and fourth attempt
+_NOT_SENT = "what is there is not what was sent"
 _BLOCK_BYTES = 8 * 2**20
 # A program that asks for a password would wait for ever; none of these is a matter of trying again.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
@@ -140,7 +141,7 @@ class Remote:
             with _Counter(advance) as counter:
                 self._write(key, lambda place: self._files.put_file(str(path), place, counter))
                 if not self.holds(key, path):
-                    raise OSError("it is not what was sent")
+                    raise OSError(_NOT_SENT)
 
         self._attempt("written", key, put)
 
@@ -150,7 +151,12 @@ class Remote:
         Raises:
             TransferError: it cannot be written.
         """
-        put = lambda: self._write(key, lambda place: self._files.pipe_file(place, content))  # noqa: E731
+
+        def put() -> None:
+            self._write(key, lambda place: self._files.pipe_file(place, content))
+            if self._files.cat_file(f"{self.root}/{key}") != content:
+                raise OSError(_NOT_SENT)
+
         self._attempt("written", key, put)
 
     def remove(self, key: str) -> None:

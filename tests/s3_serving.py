@@ -26,7 +26,8 @@ class Fault:
     """What is done to some requests.
 
     Attributes:
-        kind: `status 503`, `drop`, `cut`, `slow`, `hang`, `wrong bytes`, `missing`, `denied`.
+        kind: `status 503`, `drop`, `cut`, `slow`, `hang`, `wrong bytes` (of what is read),
+            `wrong store` (of what is written), `missing`, `denied`.
         method: of the requests, as GET.
         contains: in their paths.
         times: how many of them; None is all.
@@ -103,6 +104,11 @@ def _failing(app: App, server: Server) -> App:
                 return []
             case ["slow"]:
                 time.sleep(0.5)
+            case ["wrong", "store"]:
+                body = body.replace(body[-4:], b"oops") if body else body
+                for name in list(environ):
+                    if "CHECKSUM" in name or name == "HTTP_CONTENT_MD5":
+                        del environ[name]
         environ["wsgi.input"] = _Body(body)
         content = b"".join(app(environ, start))
         if fault.kind == "cut":
