@@ -1,5 +1,6 @@
 """The teacher cache: storage only, on numpy, zarr, pyarrow; no torch."""
 
+from cache.chunk_store import Store
 from cache.codecs import BitRound, BloscZstd, Codec, Fixed8, codec_from_json
 from cache.commits import Commits, package_versions
 from cache.create import check_place
@@ -66,6 +67,7 @@ __all__ = [
     "Shelved",
     "StagedChunk",
     "Status",
+    "Store",
     "TeacherCache",
     "TransferError",
     "Verification",

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.chunk_store import ChunkFile, ChunkStore
 from cache.chunkmap import damaged
 from cache.commits import Commits
 from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c, own_path
-from cache.remote import Remote
 from cache.schema import CacheError, DamagedError, Field, Status
 
 # The decoded blocks of one open cache take at most so much memory in each thread that reads it; or
@@ -39,7 +39,7 @@ class ChunkBlocks:
         field: Field,
         commits: Commits,
         *,
-        files: Remote | None,
+        store: ChunkStore | None,
         limit: int,
         status: Callable[[int], NDArray[Any]],
     ) -> None:
@@ -49,7 +49,7 @@ class ChunkBlocks:
             layout: the cache.
             field: which array.
             commits: which of its chunk files exist, with their sizes and checksums.
-            files: where the cache is, if not in a local folder.
+            store: where its chunk files are, if not in the cache's folder.
             limit: how many decoded chunk files are held.
             status: gives the statuses of a chunk file's rows, by its number.
         """
@@ -57,7 +57,7 @@ class ChunkBlocks:
         self._field = field
         self._checksums = commits.checksums[field.name]
         self._sizes = commits.sizes[field.name]
-        self._files = files
+        self._store = store
         self._limit = limit
         self._status = status
         self._blocks: OrderedDict[int, NDArray[Any]] = OrderedDict()
@@ -87,8 +87,9 @@ class ChunkBlocks:
     def _read(self, number: int) -> NDArray[Any]:
         chunk, view = divmod(number, self._layout.num_views)
         size, expected = int(self._sizes[chunk, view]), int(self._checksums[chunk, view])
+        key = chunk_key(self._field, chunk, view)
         try:
-            content = self._fetch(chunk_key(self._field, chunk, view), size + 1)
+            content = self._fetch(ChunkFile(key, size, expected))
         except FileNotFoundError:
             raise self._damaged(chunk, view, "is missing") from None
         if len(content) != size:
@@ -108,12 +109,13 @@ class ChunkBlocks:
             block[self._status(number) != Status.VALID] = math.nan
         return block
 
-    def _fetch(self, key: str, limit: int) -> bytes:
-        if self._files is not None:
-            return self._files.read(key, limit)
-        with own_path(self._layout.path, key).open("rb") as file:
-            return file.read(limit)
+    def _fetch(self, file: ChunkFile) -> bytes:
+        """The bytes of a chunk file, and one more if it has too many."""
+        if self._store is not None:
+            with self._store.open(file) as content:
+                return content.read()
+        with own_path(self._layout.path, file.key).open("rb") as content:
+            return content.read(file.size + 1)
 
     def _damaged(self, chunk: int, view: int, reason: str) -> DamagedError:
-        place = self._files.url if self._files else str(self._layout.path)
-        return damaged(self._layout, place, self._field, chunk, view, reason)
+        return damaged(self._layout, str(self._layout.path), self._field, chunk, view, reason)

@@ -7,11 +7,12 @@ import mmap
 import os
 from collections import deque
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.chunk_store import ChunkFile, ChunkStore
 from cache.commits import Commits
 from cache.layout import CHECKSUM_BYTES, Layout, chunk_key, crc32c, own_path, repair_hint
 from cache.schema import CacheError, DamagedError, Field
@@ -37,20 +38,32 @@ class ChunkMaps:
     row of it is asked for. So all rows lie at fixed strides, and a batch is one indexing by numpy.
     """
 
-    def __init__(self, layout: Layout, field: Field, commits: Commits) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        field: Field,
+        commits: Commits,
+        *,
+        store: ChunkStore | None = None,
+        held: int = MAX_MAPS,
+    ) -> None:
         """Map nothing yet.
 
         Args:
             layout: the cache.
             field: which array; one without a codec.
             commits: which of its chunk files exist, with their checksums.
+            store: where its chunk files are, if not in the cache's folder.
+            held: chunk files that are mapped at once, at most: a mapped one takes room on the disk
+                though the store has given it up.
         """
+        self._store = store
         self._layout = layout
         self._field = field
         self._checksums = commits.checksums[field.name].ravel()
         self._size = layout.chunk_bytes(field)
         self._step = -(-(self._size + CHECKSUM_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._limit = max(1, MAX_MAPS // len(layout.fields))
+        self._limit = max(1, min(MAX_MAPS // len(layout.fields), held))
         self._checked = np.zeros(len(self._checksums), np.bool_)
         self._mapped = np.zeros(len(self._checksums), np.bool_)
         self._oldest: deque[int] = deque()
@@ -111,10 +124,10 @@ class ChunkMaps:
             ) from error
 
     def _map(self, number: int) -> None:
-        address, path = self._address(number), own_path(self._layout.path, self._key(number))
+        address = self._address(number)
         committed = self._size + CHECKSUM_BYTES
         try:
-            with path.open("rb") as file:  # no descriptor is kept: the mapping outlives it
+            with self._open(number) as file:  # no descriptor is kept: the mapping outlives it
                 size = os.fstat(file.fileno()).st_size
                 if size != committed:
                     raise self._damaged(number, f"has {size} bytes, committed {committed}")
@@ -139,6 +152,13 @@ class ChunkMaps:
 
     def _address(self, number: int) -> int:
         return int(self._rows.ctypes.data) + number * self._step
+
+    def _open(self, number: int) -> BinaryIO:
+        key = self._key(number)
+        if self._store is None:
+            return own_path(self._layout.path, key).open("rb")
+        checksum = int(self._checksums[number])
+        return self._store.open(ChunkFile(key, self._size + CHECKSUM_BYTES, checksum))
 
     def _key(self, number: int) -> str:
         return chunk_key(self._field, *divmod(number, self._layout.num_views))

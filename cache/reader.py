@@ -16,10 +16,11 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from cache.blocks import ChunkBlocks, chunks_held
+from cache.chunk_store import ChunkFile, ChunkStore, Store
 from cache.chunkmap import ChunkMaps
 from cache.commits import read_commits
 from cache.identity import check_identity
-from cache.layout import Layout, is_url, repair_hint
+from cache.layout import Layout, chunk_key, is_url, repair_hint
 from cache.metadata import read_layout
 from cache.origin import Origin, read_origin
 from cache.remote import Remote
@@ -34,13 +35,17 @@ _WHAT_BLOCKS_ARE = (
 )
 
 
-def open_cache(path: str | os.PathLike[str], *, blocks: bool = False) -> TeacherCache:
+def open_cache(
+    path: str | os.PathLike[str], *, blocks: bool = False, store: Store | None = None
+) -> TeacherCache:
     """Open a cache for reading; one that is still being written shows what is committed by now.
 
     Args:
-        path: its folder; or with `blocks` a URL that fsspec opens, as `s3://bucket/cache`.
+        path: its folder; or with `blocks` a URL that fsspec opens, as `s3://bucket/caches/k400`:
+            the address of a cache on a shelf, or of one that was copied there.
         blocks: read what cannot be mapped (compressed fields, a cache at a URL) in whole chunks,
             and log once which fields these are and why. Otherwise such a reading is refused.
+        store: where chunk files from a URL are kept; below the user's cache folder by default.
 
     Raises:
         CacheError: there is no cache, or its metadata or commits are damaged; or it is at a URL
@@ -49,11 +54,20 @@ def open_cache(path: str | os.PathLike[str], *, blocks: bool = False) -> Teacher
     if not is_url(path):
         cache = TeacherCache(Path(path), blocks=blocks)
     elif blocks:
-        cache = _open_url(os.fspath(path))
+        cache = _open_url(os.fspath(path), store or Store())
     else:
         raise CacheError(
             f"{path} is a URL, and what is not on this machine cannot be mapped. Copy the cache "
             f"here, or open_cache({os.fspath(path)!r}, blocks=True) reads {_WHAT_BLOCKS_ARE}"
+        )
+    if blocks and is_url(path):
+        where = store or Store()
+        _log.warning(
+            "%s: chunk files are fetched into %s when they are used, and kept there: at most %.1f "
+            "GB of all caches",
+            cache.place,
+            where.folder,
+            where.limit / 1e9,
         )
     if blocks and cache.unmapped:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in cache.unmapped.items())
@@ -61,14 +75,17 @@ def open_cache(path: str | os.PathLike[str], *, blocks: bool = False) -> Teacher
     return cache
 
 
-def _open_url(url: str) -> TeacherCache:
+def _open_url(url: str, store: Store) -> TeacherCache:
     with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
         folder = Path(temporary) / "cache"
         place = Remote(url).url
         try:
             source = open_source(url, folder)
             place = source.files.url
-            cache = TeacherCache(source.layout.path, blocks=True, files=source.files)
+            chunks = ChunkStore(source.files, source.layout.fingerprint, store)
+            cache = TeacherCache(
+                source.layout.path, blocks=True, url=source.files.url, store=chunks
+            )
             _ = cache.samples, cache.projection  # while their files are here
         except CacheError as error:
             message = str(error).replace(repair_hint(folder), repair_hint(place))
@@ -83,19 +100,26 @@ class TeacherCache:
     does each thread.
     """
 
-    def __init__(self, path: Path, *, blocks: bool, files: Remote | None = None) -> None:
-        """Read metadata and commits; see `open_cache`. `path` is a copy of them for `files`."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        blocks: bool,
+        url: str | None = None,
+        store: ChunkStore | None = None,
+    ) -> None:
+        """Read metadata and commits; see `open_cache`. Of a `url`, `path` is a copy of them."""
         self._layout = read_layout(path)
         self._commits = read_commits(self._layout)
         self._blocks = blocks
-        self._files = files
+        self._url, self._store = url, store
         self._origin = read_origin(path)
         self._of_thread = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what is mapped and loaded: the other process reads it again when needed."""
         state = self.__dict__.copy()
-        for loaded in ("_of_thread", "status", *(() if self._files else ("samples", "projection"))):
+        for loaded in ("_of_thread", "status", *(() if self._url else ("samples", "projection"))):
             state.pop(loaded, None)
         return state
 
@@ -113,7 +137,7 @@ class TeacherCache:
     @property
     def place(self) -> str:
         """The cache's folder or URL, for messages."""
-        return self._files.url if self._files else str(self._layout.path)
+        return self._url or str(self._layout.path)
 
     @property
     def path(self) -> Path:
@@ -122,7 +146,7 @@ class TeacherCache:
         Raises:
             CacheError: it is at a URL.
         """
-        if self._files is not None:
+        if self._url is not None:
             raise CacheError(f"{self.place} is no folder on this machine")
         return self._layout.path
 
@@ -273,8 +297,6 @@ class TeacherCache:
     @cached_property
     def unmapped(self) -> dict[str, str]:
         """The fields that cannot be mapped, and why not."""
-        if self._files is not None:
-            return dict.fromkeys(self.fields, "at a URL")
         codecs = {name: field.codec for name, field in self.fields.items()}
         return {name: f"compressed: {codec}" for name, codec in codecs.items() if codec is not None}
 
@@ -283,13 +305,50 @@ class TeacherCache:
         """Number of chunks along the sample axis."""
         return self._layout.num_chunks
 
-    @property
-    def chunks_held(self) -> int:
-        """How many chunks of samples, in all views, `blocks` keeps decoded; all where none need be.
+    def chunks_held(self, fields: Iterable[str] | None = None) -> int:
+        """How many chunks of samples, in all views, are at hand at once; all where nothing limits.
 
-        Rows that are read in an order that stays within so many chunks are decoded once only.
+        Rows that are read in an order that stays within so many chunks are decoded or fetched once
+        only. Of a cache at a URL, as many are being fetched meanwhile.
+
+        Args:
+            fields: those that are read; all by default.
         """
-        return chunks_held(self._layout, [self.fields[name] for name in self.unmapped])
+        names = self._check_names(list(self.fields if fields is None else fields))
+        unmapped = [self.fields[name] for name in names if name in self.unmapped]
+        held = chunks_held(self._layout, unmapped)
+        if self._store is not None:
+            sizes = np.sum([self._commits.sizes[name] for name in names], axis=0).sum(axis=1)
+            if sizes.sum() > self._store.limit:
+                held = min(held, max(1, int(self._store.limit // 2 // max(1, sizes.max()))))
+        return held
+
+    def want(self, samples: ArrayLike, views: ArrayLike, fields: Iterable[str]) -> None:
+        """Have rows of a cache at a URL fetched beforehand, in the order given.
+
+        Of what stands in a folder nothing happens.
+
+        Args:
+            samples: (n,) integers.
+            views: (n,) integers.
+            fields: names.
+        """
+        if self._store is None:
+            return
+        chunks, _ = self._layout.places(np.asarray(samples, np.int64))
+        numbers = chunks * self.num_views + np.asarray(views, np.int64)
+        found, first = np.unique(numbers, return_index=True)
+        places = [divmod(int(number), self.num_views) for number in found[np.argsort(first)]]
+        self._store.want(
+            ChunkFile(
+                chunk_key(self.fields[name], chunk, view),
+                int(self._commits.sizes[name][chunk, view]),
+                int(self._commits.checksums[name][chunk, view]),
+            )
+            for chunk, view in places
+            for name in fields
+            if self._commits.present[name][chunk, view]
+        )
 
     def read(
         self, samples: ArrayLike, views: ArrayLike, fields: Iterable[str] | None = None
@@ -337,14 +396,20 @@ class TeacherCache:
         sources: dict[str, ChunkMaps | ChunkBlocks] = {}
         for name, field in self.fields.items():
             if name not in self.unmapped:
-                sources[name] = ChunkMaps(self._layout, field, self._commits)
+                sources[name] = ChunkMaps(
+                    self._layout,
+                    field,
+                    self._commits,
+                    store=self._store,
+                    held=2 * self.chunks_held() * self.num_views,
+                )
             elif self._blocks:
                 sources[name] = ChunkBlocks(
                     self._layout,
                     field,
                     self._commits,
-                    files=self._files,
-                    limit=self.chunks_held * self.num_views,
+                    store=self._store,
+                    limit=self.chunks_held() * self.num_views,
                     status=partial(self._chunk_status, status_name(name, self.fields)),
                 )
         return sources

@@ -10,13 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache import TeacherCache, open_cache
+from cache import Store, TeacherCache, open_cache
 from pipeline.config import Run
 from pipeline.models import VideoModel
 from pipeline.ranks import launched
@@ -31,7 +31,7 @@ from stages.ablation_results import (
     student_of,
 )
 from stages.ablation_table import summary, write_all
-from stages.distill import check_cache
+from stages.distill import check_cache, tell_order
 from stages.feed import Part, used_part
 from stages.memory import free_memory, memory_of
 from stages.progress import console
@@ -57,6 +57,7 @@ class Options:
         at_once: trainings side by side; as many as fit if None.
         checkpoint_steps: steps from one checkpoint to the next.
         anew: whether what stands of the chosen ones is dropped.
+        store: where chunk files of a cache at a URL are kept.
     """
 
     cache: str | Path
@@ -68,6 +69,7 @@ class Options:
     at_once: int | None = None
     checkpoint_steps: int = 200
     anew: bool = False
+    store: Store = field(default_factory=Store)
 
 
 def ablate(run: Run, options: Options) -> dict[str, Any]:
@@ -88,10 +90,11 @@ def ablate(run: Run, options: Options) -> dict[str, Any]:
         )
     samples = labelled(read_samples(run.samples_path).of_splits([run.evaluate.split]))
     everything = of_everything(run)
-    cache = open_cache(options.cache, blocks=True)
+    cache = open_cache(options.cache, blocks=True, store=options.store)
     check_cache(everything, cache)
     tell_other_versions(cache)
     part = used_part(everything, cache)
+    tell_order(cache, part)
     variants = variants_of(run)
     students = [
         student_of(run, variants[name], run.distill.seed + number, cache, part)

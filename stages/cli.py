@@ -19,9 +19,12 @@ from stages.cli_options import (
     Dataset,
     Decoders,
     Device,
+    StoreFolder,
+    StoreSize,
     device_of,
     folder_of,
     load,
+    store_of,
     tell,
 )
 from stages.cli_running import run_command
@@ -108,6 +111,8 @@ def distill(
     anew: Annotated[
         bool, typer.Option("--anew", help="Drop what an interrupted run has left.")
     ] = False,
+    store: StoreFolder = None,
+    store_gb: StoreSize = 20.0,
 ) -> None:
     """Train the student from the cache, and the same student from labels alone.
 
@@ -119,7 +124,12 @@ def distill(
 
     run = load(dataset)
     options = Options(
-        cache or run.cache_path, device_of(device), decoders, checkpoint_steps, anew=anew
+        cache or run.cache_path,
+        device_of(device),
+        decoders,
+        checkpoint_steps,
+        anew=anew,
+        store=store_of(store, store_gb),
     )
     stage(run, options)
 
@@ -192,6 +202,8 @@ def ablate(
     anew: Annotated[
         bool, typer.Option("--anew", help="Drop what stands of the chosen variants and seeds.")
     ] = False,
+    store: StoreFolder = None,
+    store_gb: StoreSize = 20.0,
     as_json: AsJson = False,
 ) -> None:
     """Compare the parts of the method, and other people's, over several seeds.
@@ -217,6 +229,7 @@ def ablate(
         at_once=at_once,
         checkpoint_steps=checkpoint_steps,
         anew=anew,
+        store=store_of(store, store_gb),
     )
     facts = stage(run, options)
     tell(facts, show, as_json)

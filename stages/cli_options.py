@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from cache import Store
     from pipeline.config import Run
 
 Dataset = Annotated[str, typer.Option(help="Reads configs/DATASET.yaml.")]
@@ -44,6 +45,17 @@ CachePath = Annotated[
     typer.Option("--cache", help="The cache, a folder or URL; outputs/DATASET/cache if not given."),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Files that travel at once.")]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="Where chunk files of a cache at a URL are kept; below the user's cache folder if "
+        "not given.",
+    ),
+]
+StoreSize = Annotated[
+    float, typer.Option("--store-gb", min=0.001, help="How much may be kept there, in GB.")
+]
 CheckpointSteps = Annotated[int, typer.Option(min=1, help="Steps from one checkpoint to the next.")]
 Clips = Annotated[
     list[str] | None,
@@ -80,6 +92,14 @@ def numbers_of(text: str | None, option: str) -> tuple[int, ...] | None:
     if strange:
         raise typer.BadParameter(f"{option} takes numbers as 0,1; got {strange[0]!r}")
     return None if names is None else tuple(map(int, names))
+
+
+def store_of(folder: Path | None, gigabytes: float) -> Store:
+    """Where chunk files of a cache at a URL are kept."""
+    from cache import Store
+
+    size = int(gigabytes * 1e9)
+    return Store(limit=size) if folder is None else Store(folder.absolute(), size)
 
 
 def load(dataset: str, root: Path | None = None) -> Run:

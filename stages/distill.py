@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
-from cache import CacheError, TeacherCache, open_cache
+from cache import CacheError, Store, TeacherCache, open_cache
 from pipeline.config import Run
 from pipeline.config_training import Weights
 from pipeline.files import write_whole
@@ -25,7 +25,7 @@ from pipeline.ranks import ALONE, Ranks, joined, launched
 from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, samples_from_table
 from pipeline.weights import load_weights, weights_digest
-from stages.feed import used_part
+from stages.feed import Part, used_part
 from stages.files import write_csv, write_json, write_json_lines
 from stages.progress import console, meter
 from stages.recorded import compare_samples, in_lines, tell_other_versions
@@ -53,6 +53,7 @@ class Options:
         decoders: processes that decode, of each, if videos are decoded.
         checkpoint_steps: steps from one checkpoint to the next.
         anew: whether what an interrupted run has left is dropped.
+        store: where chunk files of a cache at a URL are kept.
     """
 
     cache: str | Path
@@ -60,6 +61,7 @@ class Options:
     decoders: int
     checkpoint_steps: int = 200
     anew: bool = False
+    store: Store = field(default_factory=Store)
 
 
 def distill(run: Run, options: Options) -> None:
@@ -87,16 +89,12 @@ def distill(run: Run, options: Options) -> None:
 
 def _jobs(run: Run, options: Options, ranks: Ranks) -> list[Job]:
     """Both students: the same but for the terms of the loss."""
-    cache = open_cache(options.cache, blocks=True)
+    cache = open_cache(options.cache, blocks=True, store=options.store)
     check_cache(run, cache)
     tell_other_versions(cache)
     console.print(f"{cache}; the student's clips are {_clip_source(run, cache)}")
-    if cache.chunks_held < cache.num_chunks:
-        console.print(
-            f"not all of {options.cache} fits decoded into memory: each batch is drawn from "
-            f"{cache.chunks_held} of its {cache.num_chunks} chunks, in another order each epoch"
-        )
     part = used_part(run, cache)
+    tell_order(cache, part)
     console.print(
         f"{part.num_usable} of {cache.num_samples} samples × {part.valid.shape[1]} views can be "
         "used"
@@ -116,6 +114,21 @@ def _jobs(run: Run, options: Options, ranks: Ranks) -> list[Job]:
         )
         for variant in VARIANTS
     ]
+
+
+def tell_order(cache: TeacherCache, part: Part) -> None:
+    """Say it where batches are not drawn from all chunks, or not all was pulled."""
+    held = cache.chunks_held(part.fields)
+    if held < cache.num_chunks:
+        console.print(
+            f"not all of {cache.place} is at hand at once: each batch is drawn from {held} of its "
+            f"{cache.num_chunks} chunks, in another order each epoch"
+        )
+    if cache.origin and not part.made.all():
+        console.print(
+            f"{cache.place} was pulled in part: {part.made.mean():.1%} of the rows that the config "
+            "asks for are here, and only these are trained on"
+        )
 
 
 def with_weights(run: Run, weights: Weights) -> Run:
@@ -197,6 +210,8 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
             )
     views = run.distill_views
     used = used_part(run, cache)
+    if cache.origin and used.made.any():
+        return  # pulled, maybe in part: what is here is what there is to train on
     if cache.num_views < views or not used.made.all():
         raise CacheError(
             f"the config trains on {views} views of {len(used.rows)} samples; {cache.place} has "

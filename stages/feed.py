@@ -38,11 +38,13 @@ class Part:
             ones are an unbiased part of what came together.
         made: where all fields that are used have been made, (n, views) bool.
         valid: where they can be trained on, (n, views) bool.
+        fields: all that the run reads of a row.
     """
 
     rows: NDArray[np.int64]
     made: NDArray[np.bool_]
     valid: NDArray[np.bool_]
+    fields: tuple[str, ...]
 
     @property
     def usable(self) -> NDArray[np.bool_]:
@@ -70,21 +72,57 @@ def used_part(run: Run, cache: TeacherCache) -> Part:
         )
     rows = np.flatnonzero(np.isin(samples.table["split"].to_pylist(), run.distill.splits))
     rows = rows[: math.ceil(run.distill.fraction * len(rows))]
-    fields = ["status", *teacher_fields(run, samples, method_of(run))]
-    if stored_format(cache, run.distill.student):
-        fields.append(clip_field(run.distill.student))
+    method = method_of(run)
+    fields = [clip_source(cache, run.distill.student), *teacher_fields(run, samples, method)]
     lacking = [name for name in fields if name not in cache.fields]
     if lacking:
         raise CacheError(
             f"{cache.place} lacks {', '.join(lacking)}; `dualkd-cache extract --dataset "
             f"{run.name} --out {cache.place}` adds the teachers of extract.added"
         )
-    statuses = np.stack([cache.status_of(name)[rows, : run.distill_views] for name in fields])
+    statuses = {name: cache.status_of(name)[rows, : run.distill_views] for name in fields}
+    if cache.origin:
+        _check_pulled(run, cache, [name for name in fields if not statuses[name].any()])
+    every = np.stack(list(statuses.values()))
     return Part(
         rows=rows,
-        made=(statuses != Status.MISSING).all(axis=0),
-        valid=(statuses == Status.VALID).all(axis=0),
+        made=(every != Status.MISSING).all(axis=0),
+        valid=(every == Status.VALID).all(axis=0),
+        fields=tuple(fields),
     )
+
+
+def _check_pulled(run: Run, cache: TeacherCache, absent: list[str]) -> None:
+    """Refuse terms of the loss whose fields were not pulled."""
+    if not absent:
+        return
+    weights = run.distill.weights.model_dump()
+    terms = [
+        name
+        for name, weight in weights.items()
+        if weight and set(absent) & set(_fields_of_term(run, cache, name))
+    ]
+    raise CacheError(
+        f"{cache.place} holds nothing of {', '.join(absent)}, which distill reads for "
+        f"{', '.join(terms) or 'its clips'}: {cache.how_to_complete(fields=absent)}. Or set "
+        f"{' and '.join(f'distill.weights.{name}' for name in terms) or 'distill.student'} to "
+        f"{'0' if terms else 'another one'}"
+    )
+
+
+def _fields_of_term(run: Run, cache: TeacherCache, term: str) -> list[str]:
+    """The fields that one term of the loss reads, by itself."""
+    weights = run.distill.weights
+    alone = weights.model_copy(update={name: 0.0 for name in weights.model_dump() if name != term})
+    section = run.distill.model_copy(update={"weights": alone})
+    only = run.model_copy(update={"distill": section})
+    samples = samples_from_table(cache.samples, cache.place)
+    return teacher_fields(only, samples, method_of(only))
+
+
+def clip_source(cache: TeacherCache, student: str) -> str:
+    """The field from which a student's clips come: stored ones, or how to cut them from a video."""
+    return clip_field(student) if stored_format(cache, student) else "views"
 
 
 def method_of(run: Run) -> Method:
@@ -161,6 +199,7 @@ class Feed:
         draws = np.random.default_rng(run.distill.seed)
         self._turns = draws.integers(part.valid.shape[1], size=len(self._rows))
         self._run, self._cache, self._device, self._ranks = run, cache, device, ranks
+        self._held = cache.chunks_held(part.fields)  # the same for all that train on this part
         self._decoders = decoders
         self._samples = samples_from_table(cache.samples, cache.place)
         self.stored = stored_format(cache, run.distill.student) is not None
@@ -186,29 +225,47 @@ class Feed:
             seed=self._run.distill.seed,
             epoch=epoch,
         )
-        if self._cache.chunks_held < self._cache.num_chunks:
+        if self._held < self._cache.num_chunks:
             order = self._by_chunks(order, epoch)
         order = order[first:]
         own = [np.array_split(places, self._ranks.world)[self._ranks.rank] for places in order]
         rows = [self._rows[places] for places in own]
         views = [np.array([self._view(place, epoch) for place in places]) for places in own]
         read_clips = self._stored_clips if self.stored else self._decoded_clips
+        self._wanted = 0
+        self._want(rows, views, 0)
         made = zip(order, rows, views, read_clips(rows, views), strict=True)
         for number, (places, of_rows, of_views, clips) in enumerate(made, start=first):
+            self._want(rows, views, number - first)
             share = len(of_rows) * self._ranks.world / len(places)
             yield self._batch(of_rows, of_views, clips, number, share)
 
     def _by_chunks(self, order: list[NDArray[np.int64]], epoch: int) -> list[NDArray[np.int64]]:
-        """The same batch sizes, shuffled only within so many chunks as the cache holds decoded.
+        """The same batch sizes, shuffled only within so many chunks as are at hand at once.
 
         Samples stand in the cache in a shuffled order, so a few chunks are an unbiased part of it.
         """
         places = np.concatenate(order)
         chunks = self._cache.chunks_of(self._rows[places])
         generator = np.random.default_rng([self._run.distill.seed, epoch, 1])
-        turn = generator.permutation(self._cache.num_chunks) // self._cache.chunks_held
+        turn = generator.permutation(self._cache.num_chunks) // self._held
         places = places[np.argsort(turn[chunks], kind="stable")]
         return np.split(places, np.cumsum([len(batch) for batch in order])[:-1])
+
+    def _want(
+        self, rows: list[NDArray[np.int64]], views: list[NDArray[np.int64]], batch: int
+    ) -> None:
+        """Have the next batches fetched, if they are elsewhere: as many as the chunks at hand give.
+
+        With those of before that is what a store holds.
+        """
+        share = self._held / self._cache.num_chunks
+        until = len(rows) if share == 1 else min(len(rows), batch + math.ceil(share * self.steps))
+        if until > self._wanted:
+            fields = [clip_source(self._cache, self._run.distill.student), *self._fields]
+            coming = slice(self._wanted, until)
+            self._cache.want(np.concatenate(rows[coming]), np.concatenate(views[coming]), fields)
+            self._wanted = until
 
     def _view(self, place: int, epoch: int) -> int:
         valid = self._valid[place]

@@ -81,9 +81,14 @@ def why_not(field: Field, student: str) -> str:
 
 
 def stored_format(cache: TeacherCache, student: str) -> ClipFormat | None:
-    """How a cache stores a student's clips; None where it does not, or stores others."""
+    """How a cache stores a student's clips; None where it does not, or stores others.
+
+    Of a cache that was pulled without them none are there either: then the videos are decoded.
+    """
     field = cache.fields.get(clip_field(student))
-    return None if field is None else format_of(field, student)
+    if field is None or (cache.origin and not cache.bytes_by_field()[field.name]):
+        return None
+    return format_of(field, student)
 
 
 def as_stored(clips: NDArray[np.uint8], field: Field) -> NDArray[np.uint8]:

@@ -155,6 +155,7 @@ def _belongs_to(job: Job, training: Training) -> dict[str, Any]:
         "bf16": uses_bf16(config.train.precision, device),
         "cache_fingerprint": job.cache.fingerprint,
         "rows": {"count": len(job.part.rows), "valid": int(job.part.valid.sum())},
+        "chunks_held": job.cache.chunks_held(job.part.fields),  # decides the order of the rows
         "first_weights_sha256": weights_digest(training.learner.model.net),
     }
 

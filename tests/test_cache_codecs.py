@@ -255,20 +255,20 @@ def test_where_all_can_be_mapped_blocks_change_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = open_cache(full_cache(tmp_path / "c"), blocks=True)
-    assert (cache.unmapped, cache.chunks_held, caplog.records) == ({}, 3, [])
+    assert (cache.unmapped, cache.chunks_held(), caplog.records) == ({}, 3, [])
 
 
 def test_only_so_many_blocks_are_held(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_chunk = 2 * 4 * (10 + 12 + 6 + 3)  # views × samples × bytes per row of what is compressed
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2 * one_chunk + 1)
     cache = open_cache(full, blocks=True)
-    assert cache.chunks_held == 2
+    assert cache.chunks_held() == 2
     for _ in range(2):
         rows = cache.read(SAMPLES, VIEWS)
         np.testing.assert_array_equal(rows["cnn/pooled"], exact()["cnn/pooled"])
     assert len(cache._sources["cnn/pooled"]._blocks) == 4
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
-    assert open_cache(full, blocks=True).chunks_held == 1
+    assert open_cache(full, blocks=True).chunks_held() == 1
 
 
 # --- damage ------------------------------------------------------------------------------------

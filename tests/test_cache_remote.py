@@ -25,6 +25,12 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return full_cache(tmp_path_factory.mktemp("full") / "tiny.cache")
 
 
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has been fetched yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(params=["memory", "file"])
 def url(request: pytest.FixtureRequest, full: Path, tmp_path: Path) -> Iterator[str]:
     """The same cache in a store of fsspec's."""
@@ -58,7 +64,8 @@ def test_a_cache_at_a_url_tells_and_reads_the_same(
     for name, values in expected.items():
         np.testing.assert_array_equal(rows[name], values, strict=True)
     (record,) = [one for one in caplog.records if one.levelno == logging.WARNING]
-    assert "residual (at a URL)" in record.getMessage()
+    assert f"{url}: chunk files are fetched into " in record.getMessage()
+    assert "home/dualkd/chunks when they are used" in record.getMessage()
 
 
 def test_it_travels_with_what_was_fetched(url: str) -> None:

@@ -13,7 +13,16 @@ import psutil
 import pytest
 import torch
 
-from cache import CacheError, IdentityMismatch, blocks, open_cache
+from cache import (
+    CacheError,
+    IdentityMismatch,
+    Selection,
+    Store,
+    blocks,
+    open_cache,
+    pull_cache,
+    push_cache,
+)
 from chain_making import in_turn, job, options, replace_column, write_config
 from pipeline.config import Run
 from pipeline.models import count_flops, count_parameters, create_model
@@ -21,9 +30,10 @@ from pipeline.objective import LABELS_ONLY, Batch, Method
 from pipeline.samples import read_samples, samples_from_table
 from pipeline.weights import load_weights
 from stages import distill as stage
-from stages.distill import Options, check_cache
+from stages.distill import Options, check_cache, with_weights
 from stages.extract import extract
 from stages.feed import Feed, teacher_fields, used_part
+from stages.share import about_cache
 from stages.student_training import train_student
 
 
@@ -243,7 +253,7 @@ def test_batches_stay_within_the_chunks_that_are_held(
     run = packed(mini)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
     cache = open_cache(run.cache_path, blocks=True)
-    assert (cache.chunks_held, cache.num_chunks) == (1, 3)
+    assert (cache.chunks_held(), cache.num_chunks) == (1, 3)
     ids = cache.samples["sample_id"].to_pylist()
     orders = []
     for batches in (feed(run)[:2], feed(run)[2:]):  # an epoch each
@@ -271,3 +281,62 @@ def test_both_students_from_a_compressed_cache(
     assert "residual (compressed: blosc_zstd)" in record.getMessage()
     said = " ".join(capfd.readouterr().err.split())
     assert "each batch is drawn from 1 of its 3 chunks" in said
+
+
+def on_shelf(run: Run, folder: Path) -> str:
+    """Push the run's cache; its address."""
+    done = push_cache(run.cache_path, str(folder / "shelf"), author="ada", about=about_cache)
+    return f"file://{done.url}"
+
+
+def weights_of(run: Run) -> dict[str, bytes]:
+    """What a distillation leaves of its two students."""
+    folder = run.outputs / "distill"
+    return {name: (folder / f"{name}.safetensors").read_bytes() for name in stage.VARIANTS}
+
+
+def test_a_cache_read_in_place_trains_the_same_students(
+    mini: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage, "run_side_by_side", in_turn)
+    stage.distill(mini, Options(mini.cache_path, torch.device("cpu"), 0))
+    expected, url = weights_of(mini), on_shelf(mini, tmp_path)
+    store = Store(tmp_path / "store")
+    stage.distill(mini, Options(url, torch.device("cpu"), 0, store=store))
+    assert weights_of(mini) == expected
+    small = Store(tmp_path / "small", 200_000)
+    stage.distill(mini, Options(url, torch.device("cpu"), 0, store=small))
+    said = " ".join(capfd.readouterr().err.split())
+    assert "is at hand at once: each batch is drawn from 1 of its 3 chunks" in said
+    assert sum(path.stat().st_size for path in small.folder.rglob("c.*")) <= 200_000
+
+
+def test_a_pulled_cache_trains_the_same_students(
+    mini: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "run_side_by_side", in_turn)
+    stage.distill(mini, Options(mini.cache_path, torch.device("cpu"), 0))
+    expected = weights_of(mini)
+    pull_cache(on_shelf(mini, tmp_path), tmp_path / "copy")
+    stage.distill(mini, Options(tmp_path / "copy", torch.device("cpu"), 0))
+    assert weights_of(mini) == expected
+
+
+def test_a_part_that_was_pulled_trains_what_it_can(
+    mini: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage, "run_side_by_side", in_turn)
+    url, copy = on_shelf(mini, tmp_path), tmp_path / "copy"
+    chosen = ("vit", "cnn", f"clip/{mini.distill.student}")
+    pull_cache(url, copy, Selection(fields=chosen, views=(1,), fraction=0.6))
+    with pytest.raises(CacheError, match="holds nothing of residual, which distill reads for sdd:"):
+        stage.distill(mini, Options(copy, torch.device("cpu"), 0))
+    run = with_weights(mini, mini.distill.weights.model_copy(update={"sdd": 0.0}))
+    stage.distill(run, Options(copy, torch.device("cpu"), 0))
+    said = " ".join(capfd.readouterr().err.split())
+    assert "10 of 14 samples × 2 views can be used" in said
+    assert "was pulled in part: 35.7% of the rows that the config asks for are here" in said
+    with pytest.raises(CacheError, match="--fields residual` fetches it"):
+        stage.distill(mini, Options(copy, torch.device("cpu"), 0))
+    pull_cache(url, copy)
+    stage.distill(mini, Options(copy, torch.device("cpu"), 0))
