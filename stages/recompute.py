@@ -111,6 +111,8 @@ class Recomputed:
         fields: differences by field, over the rows whose video could be read.
         findings: the rows that do not come out as they stand in the cache.
         left_out: the added teachers that the config does not name.
+        other_frames: rows whose videos show other frames here than where the cache was made.
+        lacking: fields that were not compared in some rows, as a partial cache lacks them there.
     """
 
     def __init__(self, rows: int) -> None:
@@ -118,6 +120,8 @@ class Recomputed:
         self.fields: dict[str, FieldDifference] = {}
         self.findings: list[RowFinding] = []
         self.left_out: list[str] = []
+        self.other_frames = 0
+        self.lacking: set[str] = set()
 
 
 def recompute(run: Run, path: Path, options: Options) -> Recomputed:
@@ -235,15 +239,21 @@ def _compare(
     tolerance: float,
 ) -> None:
     """Enter the differences of one batch; those of the frames explain all others of a row."""
-    cached = stored.read(places[:, 0], places[:, 1], list(made))
+    rows, views = places.T
+    for name in list(made):
+        if (stored.status_of(name)[rows, views] == Status.MISSING).any():
+            result.lacking.add(name)
+            del made[name]
+    cached = stored.read(rows, views, list(made))
     now, then = made.pop("input_digest"), cached.pop("input_digest")
+    result.other_frames += int((now != then).sum())
     decoders = environment()["decoder"], stored.provenance.get("decoder", "an unknown decoder")
     for place in np.flatnonzero(now != then):
         what = (
             f"has other frames: input_digest {now[place]:016x} by {decoders[0]}, recorded "
             f"{then[place]:016x} by {decoders[1]}"
         )
-        way_out = "decode with the recorded versions, or get the video that the cache was made from"
+        way_out = "get the video that the cache was made from, or decode with the recorded versions"
         _note(result, stored, places[place], what, way_out)
     for name, values in made.items():
         codec = stored.fields[name].codec

@@ -16,6 +16,15 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from stages.recompute import Recomputed
 
 _console = PlainConsole(soft_wrap=True)
+_OTHER_FRAMES = (
+    "{other_frames} of {rows} rows have other frames here: these copies of the videos are "
+    "re-encoded, resized or cut in another way, or another decoder reads them. The cache itself is "
+    "sound. What it means: students that train on clips stored in the cache are not touched. Where "
+    "clips are decoded from these copies, the student sees other pixels than the teachers saw: the "
+    "figures above say how far the teachers' answers to these copies are from the stored ones. "
+    "What is near acts as noise of the targets; where they are far off, another picture or another "
+    "stretch of time is shown, and the stored targets are wrong for it."
+)
 
 
 def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]:
@@ -29,7 +38,7 @@ def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]
         plain JSON: `path`, `ok`, `refused` (why it is not the config's cache), `fingerprint`,
         `coverage`, `rows` by status, `files`, `bytes`, `seconds`, `findings`, `versions` that are
         others here (name → recorded, present), and `recomputed` (`rows`, `fields`, `findings`,
-        `left_out`), null where nothing was made again.
+        `left_out`, `other_frames`, `lacking`), null where nothing was made again.
 
     Raises:
         cache.CacheError: there is no cache.
@@ -91,11 +100,15 @@ def show(facts: dict[str, Any]) -> None:
                 f"  {name}: {field['largest']:.3g}, {field['of_tolerance']:.3g} × the tolerance"
                 f"{codec}"
             )
+        for name in recomputed["lacking"]:
+            _console.print(f"  {name}: not compared where it is not here; the cache is partial")
         for name in recomputed["left_out"]:
             _console.print(f"  {name}: not made again, the config has no such extract.added")
         for finding in recomputed["findings"]:
             _console.print(f"{finding['sample_id']}, view {finding['view']}: {finding['what']}")
             _console.print(f"  {finding['way_out']}")
+        if recomputed["other_frames"]:
+            _console.print(_OTHER_FRAMES.format(**recomputed))
     _console.print("all is well" if facts["ok"] else "this cache is NOT well: see above")
 
 
@@ -144,4 +157,6 @@ def _plain(recomputed: Recomputed) -> dict[str, Any]:
         "fields": {name: asdict(field) for name, field in recomputed.fields.items()},
         "findings": [asdict(finding) for finding in recomputed.findings],
         "left_out": recomputed.left_out,
+        "other_frames": recomputed.other_frames,
+        "lacking": sorted(recomputed.lacking),
     }

@@ -8,12 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 
 import chain_making
-from cache import DamagedError, IdentityMismatch, Kind, open_cache, repair_cache, verify_cache
+from cache import (
+    DamagedError,
+    IdentityMismatch,
+    Kind,
+    Selection,
+    open_cache,
+    pull_cache,
+    repair_cache,
+    verify_cache,
+)
 from cache.commits import package_versions
 from chain_making import nudge_weights, replace_column, write_config
 from pipeline.config import Run
@@ -78,6 +88,37 @@ def test_other_frames_are_named_with_both_decoders(
     assert "by PyAV 99, recorded " in what
     assert what.endswith(f" by {decoder}")
     assert result.fields["vit/pooled"].of_tolerance > 1
+    assert result.other_frames == 2
+
+
+def test_other_copies_are_told_with_what_they_mean(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = read_samples(mini.samples_path).of_splits(["train"]).row(0)
+    path = Path(mini.prepare.root) / sample.path
+    with av.open(path) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        rate = file.streams.video[0].average_rate
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=rate, options={"crf": "35"})
+        stream.height, stream.width = frames[0].shape[:2]
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    command = ("verify", str(mini.cache_path), "--dataset", "mini", "--recompute", "28")
+    assert run_command(monkeypatch, *command) == 1
+    said = capsys.readouterr().out
+    assert f"{sample.sample_id}, view 0: has other frames: input_digest " in said
+    assert "2 of 28 rows have other frames here: these copies of the videos are re-encoded" in said
+    assert "students that train on clips stored in the cache are not touched" in said
+
+
+def test_a_part_that_was_pulled_is_proved_as_far_as_it_is_here(mini: Run, tmp_path: Path) -> None:
+    pull_cache(str(mini.cache_path), tmp_path / "c", Selection(fields=("vit/logits",), views=(1,)))
+    result = recompute.recompute(mini, tmp_path / "c", options())
+    assert (result.rows, result.findings) == (14, [])
+    assert result.fields.keys() == {"views", "vit/logits/action"}
+    assert "residual" in result.lacking
 
 
 def test_a_video_that_is_gone_is_named(mini: Run) -> None:
