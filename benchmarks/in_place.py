@@ -98,8 +98,8 @@ def main() -> None:
                 )
     print(
         f"\n{arguments.samples} samples × {arguments.views} views, {size_bytes / 1e6:.0f} MB, "
-        f"chunks of {arguments.chunk_samples} samples, {arguments.step * 1000:.0f} ms of step a batch; "
-        f"{machine()}.\n"
+        f"chunks of {arguments.chunk_samples} samples, {arguments.step * 1000:.0f} ms of step a "
+        f"batch; {machine()}.\n"
     )
     head = ["", "s", "samples/s", "waited", "throughput / in a folder"]
     print_table(head, rows)

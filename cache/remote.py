@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import filecmp
 import hashlib
 import os
 import time
@@ -169,8 +170,8 @@ class Remote:
     def holds(self, key: str, path: Path, about: dict[str, Any] | None = None) -> bool:
         """Whether a file there has the bytes of a file here.
 
-        A store's MD5 tells where it has one (S3 has it of what was sent in one piece); else the
-        bytes are read back.
+        On a disk both are read. A store's MD5 tells where it has one (S3 has it of what was sent in
+        one piece); else the bytes are read back.
 
         Args:
             key: the file there.
@@ -178,6 +179,8 @@ class Remote:
             about: what fsspec said of it just now, to ask no more.
         """
         place = f"{self.root}/{key}"
+        if self.is_local:
+            return filecmp.cmp(path, place, shallow=False)
         if about is None:
             self._files.invalidate_cache(place.rpartition("/")[0])
             about = self._files.info(place)

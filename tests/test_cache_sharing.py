@@ -52,6 +52,7 @@ from cache_making import (
     contents,
     fill_cache,
     full_cache,
+    full_disk,
     make_cache,
     sign,
 )
@@ -657,3 +658,23 @@ def test_what_ls_tells_is_plain_json(full: Path, shelf: str) -> None:
     assert fact["author"] == "ada"
     with pytest.raises(CacheError, match="holds no caches: `dualkd-cache push"):
         catalogue(f"{shelf}/nothing")
+
+
+def test_a_full_disk_is_told_and_what_has_arrived_is_kept(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, copy = str(tmp_path / "shelf"), tmp_path / "copy"
+    copyfile, done = shutil.copyfile, iter(range(20))
+
+    def full_after_some(*arguments: Any) -> Any:
+        return copyfile(*arguments) if next(done, None) is not None else full_disk()
+
+    for act in (lambda: push(full, shelf, jobs=1), lambda: pull_cache(shelf, copy, jobs=1)):
+        done = iter(range(20))
+        with monkeypatch.context() as patch:
+            patch.setattr("fsspec.implementations.local.shutil.copyfile", full_after_some)
+            with pytest.raises(CacheError, match="No space left on device"):
+                act()
+        assert shelved(shelf) == [] or not copy.exists()
+        act()
+    assert own(copy) == own(full)
