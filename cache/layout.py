@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ PROJECTION = "projection"
 LOCK = ".lock"
 ORIGIN = "origin.json"  # in a cache that was pulled
 STAGING = ".staging"  # there while the cache is being written
+
+_DVC_FILE = re.compile(r".*/files/md5/[0-9a-f]{2}/[0-9a-f]{30}", re.DOTALL)
 
 CHECKSUM_BYTES = 4  # zarr's crc32c codec puts them behind the data of each chunk
 
@@ -133,27 +137,45 @@ def chunk_key(field: Field, chunk: int, view: int) -> str:
 
 
 def own_path(folder: Path, name: str) -> Path:
-    """The path of one of a cache's own files or folders: no link on the way.
+    """The path of one of a cache's own files or folders: no link on the way but DVC's to a file.
 
     A cache may come from somebody else: a link could lead anywhere on this machine, and to open a
     pipe would wait for ever.
 
     Raises:
-        CacheError: a part of the path inside the cache is neither a file nor a folder itself.
+        CacheError: a part of the path inside the cache is neither a file nor a folder itself, nor
+            a link of DVC's.
     """
     path = folder
     for part in name.split("/"):
         path = path / part
-        if path.is_symlink():
+        if path.is_symlink() and not is_dvc_link(path):
             raise CacheError(
-                f"{path} is a link, and a cache is read from its own files only: put a copy of "
-                "what it points to in its place (with DVC: cache.type reflink, hardlink or copy)"
+                f"{path} is a link to {path.readlink()}, and a cache is read from its own files, "
+                "or by DVC's links from those of a DVC cache (…/files/md5/ab/cdef…): put a copy of "
+                "what it points to in its place, or have `dvc pull` fetch what DVC has lost"
             )
     if path.exists() and not path.is_file() and not path.is_dir():
         raise CacheError(
             f"{path} is neither a file nor a folder: remove it, it is no part of a cache"
         )
     return path
+
+
+def is_dvc_link(path: Path) -> bool:
+    """Whether a path is a link straight to a plain file of a DVC cache, by that file's name there.
+
+    `dvc checkout` makes such links, with `cache.type symlink`. They are to be read only, so what is
+    written in a cache replaces a file and never goes into it. A stranger's link may look so too;
+    it can lead to nothing but a file whose name is a digest, and whose bytes are then checked.
+    """
+    if not path.is_symlink():
+        return False
+    target = path.parent / path.readlink()
+    try:
+        return bool(_DVC_FILE.fullmatch(str(target))) and stat.S_ISREG(target.lstat().st_mode)
+    except OSError:  # it is not there, or may not be looked at
+        return False
 
 
 def samples_file(part: int) -> str:

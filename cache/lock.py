@@ -34,7 +34,8 @@ class CacheLock:
         try:
             self._descriptor = self._acquire(folder)
         except OSError as error:
-            raise CacheError(f"{folder} cannot be written: {error}") from error
+            way_out = "; nobody writes there: remove it" if self._path.is_symlink() else ""
+            raise CacheError(f"{folder} cannot be written: {error}{way_out}") from error
         since = datetime.now(UTC).isoformat(timespec="seconds")
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         with suppress(OSError):  # a full disk does not stop a repair, which makes room
@@ -44,7 +45,7 @@ class CacheLock:
 
     def _acquire(self, folder: Path) -> int:
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The holder removes the file when it ends: ours must be the one that is there now.

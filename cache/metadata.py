@@ -248,7 +248,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_METADATA_BYTES:
             raise CacheError(f"{path} is larger than {_MAX_METADATA_BYTES} bytes: no metadata")
         document = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DamagedError(f"{path} is missing") from None
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is no JSON: {error}") from error

@@ -29,6 +29,7 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
 def write_by_rename(path: Path, content: bytes) -> None:
     """Write a file whose old bytes, if any, stand until the new ones are on the disk."""
     place = temporary(path)
+    place.unlink(missing_ok=True)  # it might be a link, or another name of a file of a DVC cache
     place.write_bytes(content)
     sync([place])
     place.rename(path)

@@ -185,16 +185,15 @@ def _standing_statuses(
 ) -> dict[str, NDArray[np.uint8]]:
     """The statuses that fields go by and that are written already; (samples, views) each."""
     names = {status_name(name, layout.fields) for name in fields} - set(fields)
+    rows = len(layout.sample_range(chunk))
     return {
-        name: np.stack(
-            [
-                layout.decode(
-                    layout.fields[name],
-                    read_file(layout.path / chunk_key(layout.fields[name], chunk, view))[0],
-                )
-                for view in views
-            ],
-            axis=1,
-        )[: len(layout.sample_range(chunk))]
+        name: np.stack([_standing(layout, name, chunk, view)[:rows] for view in views], axis=1)
         for name in names
     }
+
+
+def _standing(layout: Layout, name: str, chunk: int, view: int) -> NDArray[Any]:
+    """The values of a chunk file that is committed; (samples in a chunk, ...)."""
+    field = layout.fields[name]
+    data, _ = read_file(own_path(layout.path, chunk_key(field, chunk, view)))
+    return layout.decode(field, data)

@@ -36,6 +36,7 @@ from cache.layout import (
     STAGING,
     Layout,
     chunk_key,
+    is_dvc_link,
     written_folders,
 )
 from cache.manifest import Digests, check_file, read_manifest
@@ -109,14 +110,16 @@ def _read_layout(folder: Path, *, whole: bool, damaged: bool) -> Layout | None:
 
 
 def _list_files(folder: Path) -> tuple[dict[str, int], list[Finding]]:
-    """List all plain files with their sizes; links are not followed, nothing is opened."""
+    """List all plain files with their sizes, as of which DVC's links count; nothing is opened."""
     files, findings = {}, []
     for entry in _walk(folder):
         name = Path(entry).relative_to(folder).as_posix()
-        if entry.is_file(follow_symlinks=False):
-            files[name] = entry.stat(follow_symlinks=False).st_size
+        if entry.is_file(follow_symlinks=False) or is_dvc_link(Path(entry)):
+            files[name] = entry.stat().st_size
         else:
-            what = "is a link" if entry.is_symlink() else "is no plain file"
+            what = "is no plain file"
+            if entry.is_symlink():
+                what = f"is a link to {Path(entry).readlink()}, which is no file of a DVC cache"
             findings.append(find(folder, Kind.STRANGER, name, what))
     files.pop(LOCK, None)
     return files, findings

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -15,7 +14,7 @@ from pipeline.config import Run
 from pipeline.config_prepare import PrepareEpic100
 from pipeline.models import count_flops, count_parameters
 from pipeline.protocols import PROTOCOLS
-from pipeline.samples import Samples, read_samples
+from pipeline.samples import Samples, read_samples, write_parquet
 from pipeline.subsets import read_subsets
 from pipeline.weights import weights_digest
 from stages.distill import load_students
@@ -113,8 +112,7 @@ def _write_answers(out: Path, samples: Samples, scored: Scored) -> None:
             probabilities = torch.softmax(torch.from_numpy(logits[head]), dim=1).numpy()
             columns[f"{prefix}{role}_answer"] = logits[head].argmax(axis=1)
             columns[f"{prefix}{role}_probability"] = probabilities.max(axis=1)
-    out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), out / "answers.parquet")
+    write_parquet(pa.table(columns), out / "answers.parquet")
 
 
 def _write_tables(out: Path, samples: Samples, scored: Scored) -> None:

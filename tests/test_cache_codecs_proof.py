@@ -187,7 +187,9 @@ def test_a_link_is_refused_by_the_block_reader_too(copy: Path, tmp_path: Path, n
     shutil.move(copy / name, tmp_path / "outside")
     (copy / name).symlink_to(tmp_path / "outside")
     for place in (copy, f"file://{copy}"):
-        with pytest.raises(CacheError, match=r"is a link, and a cache is read from its own files"):
+        with pytest.raises(
+            CacheError, match=r"is a link( to .*)?, and a cache is read from its own files"
+        ):
             open_cache(place, blocks=True).read([0], [0])
     assert Kind.STRANGER in {finding.kind for finding in verify_cache(copy).findings}
 

@@ -243,6 +243,66 @@ def test_a_link_out_of_the_folder_is_refused_not_followed(
     exercise(path)
 
 
+def disguised(kind: str, folder: Path, right: Path) -> Path:
+    """Something that looks like a file of a DVC cache and is none; the target for a link."""
+    place = folder / "files" / "md5" / "ab" / ("c" * 30)
+    names = {
+        "short": place.with_name("c" * 29),
+        "upper case": place.with_name("C" * 30),
+        "of a folder": place.with_name("c" * 30 + ".dir"),
+        "another hash": folder / "files" / "etag" / "ab" / ("c" * 30),
+        "led back": folder / "files" / "md5" / "ab" / ".." / ("c" * 30),
+    }
+    place = names.get(kind, place)
+    (folder / "files" / "md5" / "ab").mkdir(parents=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "a chain":
+        place.symlink_to(right)
+    elif kind == "a folder":
+        place.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(place)
+    elif kind != "nothing":
+        shutil.copyfile(right, place)
+    return place
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("a chain", "a folder", "a pipe", "nothing"),
+        *("short", "upper case", "of a folder", "another hash", "led back"),
+    ],
+)
+@pytest.mark.parametrize("name", ["status/c.0.0", "zarr.json", "commits/0.json"])
+def test_a_link_that_only_looks_like_one_of_dvc_is_refused(
+    honest: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    path = shutil.copytree(honest, tmp_path / "c")
+    target = disguised(kind, tmp_path / "outside", honest / name)
+    (path / name).unlink()
+    (path / name).symlink_to(target)
+    with opened_files() as files, pytest.raises(CacheError, match=r"is a link to .*files"):
+        _ = open_cache(path).status
+    assert not [file for file in files if tmp_path / "outside" in file.parents]
+    if name != "zarr.json":
+        found = [finding for finding in verify_cache(path).findings if finding.file == name]
+        assert any("no file of a DVC cache" in finding.what for finding in found)
+    exercise(path)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit/pooled", "commits"])
+def test_a_link_of_dvc_in_the_place_of_a_folder_leads_nowhere(
+    honest: Path, tmp_path: Path, name: str
+) -> None:
+    path = shutil.copytree(honest, tmp_path / "c")
+    target = disguised("a file", tmp_path / "outside", honest / "zarr.json")
+    shutil.rmtree(path / name)
+    (path / name).symlink_to(target)
+    exercise(path)
+    assert not verify_cache(path).ok
+
+
 def test_a_samples_table_of_another_length_is_refused(honest: Path, tmp_path: Path) -> None:
     path = shutil.copytree(honest, tmp_path / "c")
     pq.write_table(samples_table(11), path / "samples.parquet")
