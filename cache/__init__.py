@@ -7,7 +7,7 @@ from cache.create import check_place
 from cache.findings import Finding, Kind, Verification
 from cache.identity import ABSENT, IdentityMismatch, fingerprint, identity_differences
 from cache.info import describe
-from cache.layout import Layout
+from cache.layout import Layout, is_url
 from cache.metadata import is_cache, read_layout
 from cache.origin import Origin
 from cache.pull import Pulled, pull_cache
@@ -78,6 +78,7 @@ __all__ = [
     "fingerprint",
     "identity_differences",
     "is_cache",
+    "is_url",
     "open_cache",
     "open_writer",
     "package_versions",

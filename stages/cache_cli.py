@@ -250,10 +250,11 @@ def push(
     ] = False,
     jobs: Jobs = 8,
 ) -> None:
-    """Send to a shelf what it lacks of a cache; it appears there when all has arrived.
+    """Send to a shelf what it lacks of a cache; all of it appears there at once.
 
-    Caches lie there by dataset and fingerprint, so different ones never meet. A push that was
-    killed goes on where it stopped; one that brings more views or fields sends only those.
+    Caches lie there by dataset and fingerprint, so different ones never meet.
+    A push that was killed goes on where it stopped; one that brings more views
+    or fields sends only those.
     """
     from stages.share import push as stage
 
@@ -286,10 +287,11 @@ def pull(
     ] = False,
     jobs: Jobs = 8,
 ) -> None:
-    """Fetch what a folder lacks of a cache: a new one, more of a part, or what others have added.
+    """Fetch what a folder lacks of a cache: all, a part, or what others have added.
 
-    Every file is checked against its checksum. A new cache appears when all has arrived; a pull
-    that was killed goes on where it stopped. From a folder it merges two caches.
+    Every file is checked against its checksum. A new cache appears when all
+    has arrived; a pull that was killed goes on where it stopped. From another
+    folder with the same cache it merges the two.
     """
     from cache import Selection
     from stages.share import pull as stage
@@ -308,7 +310,7 @@ def list_caches(
     url: Annotated[str, typer.Argument(help="The shelf, or a dataset's folder on it.")],
     as_json: AsJson = False,
 ) -> None:
-    """List the caches on a shelf: teachers and their accuracy, extent, size, age, author."""
+    """List the caches on a shelf: teachers, accuracy, extent, size, age, author."""
     from stages.share import catalogue, show
 
     tell(catalogue(url), show, as_json)

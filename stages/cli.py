@@ -22,7 +22,6 @@ from stages.cli_options import (
     StoreFolder,
     StoreSize,
     device_of,
-    folder_of,
     load,
     store_of,
     tell,
@@ -147,15 +146,13 @@ def evaluate(
 @app.command()
 def report(
     dataset: Dataset,
-    cache: Annotated[
-        str | None, typer.Option(help="The cache; outputs/DATASET/cache if not given.")
-    ] = None,
+    cache: CachePath = None,
 ) -> None:
     """Write one self-contained HTML page about the run."""
     from stages.report import report as stage
 
     run = load(dataset)
-    path = stage(run, cache_path=folder_of(cache) if cache else run.cache_path)
+    path = stage(run, cache_path=cache or run.cache_path)
     typer.echo(f"report: {path}")
 
 

@@ -40,7 +40,7 @@ _MOST_STRIPS = 48  # more would make a page of many MB
 _PACKAGES = ("dualkd", "torch", "torchvision", "pytorchvideo", "timm", "av", "numpy", "zarr")
 
 
-def report(run: Run, *, cache_path: Path) -> Path:
+def report(run: Run, *, cache_path: str | Path) -> Path:
     """Write `report.html` and return its path.
 
     Raises:

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cache import describe, identity_differences, is_cache
+from cache import describe, identity_differences, is_cache, is_url
 from pipeline.config import Run
 from pipeline.samples import Samples, read_samples
 
@@ -75,7 +75,7 @@ class Inputs:
     cache: dict[str, Any]
 
 
-def read_inputs(run: Run, cache_path: Path) -> Inputs:
+def read_inputs(run: Run, cache_path: str | Path) -> Inputs:
     """Read everything.
 
     Raises:
@@ -83,7 +83,7 @@ def read_inputs(run: Run, cache_path: Path) -> Inputs:
         pipeline.samples.SamplesError: the samples table cannot be used.
         cache.CacheError: the cache is damaged.
     """
-    if not is_cache(cache_path):
+    if not is_url(cache_path) and not is_cache(Path(cache_path)):
         raise ReportError(
             f"no cache at {cache_path}; `dualkd-cache extract --dataset {run.name}` makes it, "
             "--cache names another"

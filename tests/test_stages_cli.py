@@ -33,6 +33,9 @@ COMMANDS = [
     (cache_cli.app, "plan"),
     (cache_cli.app, "verify"),
     (cache_cli.app, "repair"),
+    (cache_cli.app, "push"),
+    (cache_cli.app, "pull"),
+    (cache_cli.app, "ls"),
 ]
 
 
@@ -45,7 +48,7 @@ def test_every_command_has_a_help(app: typer.Typer, command: str) -> None:
 
 def test_all_commands_are_tried_here() -> None:
     named = {
-        (id(app), command.callback.__name__)
+        (id(app), command.name or command.callback.__name__)
         for app in (cli.app, cache_cli.app)
         for command in app.registered_commands
         if command.callback
