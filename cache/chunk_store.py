@@ -28,6 +28,7 @@ DEFAULT_BYTES = 20 * 10**9
 
 _FETCHERS = 8
 _FORGOTTEN_SEC = 3600.0  # that a half-fetched file of a killed process stays
+_TRAVELLING = ("limit", "_files", "_root", "_folder", "_way_out")  # into other processes
 _SLACK = 0.05  # of the room, between two looks at all that is in it
 
 
@@ -61,19 +62,20 @@ class ChunkFile:
 class ChunkStore:
     """The chunk files of one cache. It travels into other processes, which share its folder."""
 
-    def __init__(self, files: Remote, fingerprint: str, store: Store) -> None:
+    def __init__(self, files: Remote, fingerprint: str, store: Store, way_out: str) -> None:
         """Fetch nothing yet.
 
         Args:
             files: the cache's folder elsewhere.
             fingerprint: of the cache.
             store: where its chunk files are kept.
+            way_out: what helps where a file there is damaged.
 
         Raises:
             CacheError: the store's folder cannot be made.
         """
         self.limit = store.limit
-        self._files, self._root = files, store.folder
+        self._files, self._root, self._way_out = files, store.folder, way_out
         self._folder = store.folder / fingerprint
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ class ChunkStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to this process."""
-        return {name: self.__dict__[name] for name in ("limit", "_files", "_root", "_folder")}
+        return {name: self.__dict__[name] for name in _TRAVELLING}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process."""
@@ -167,10 +169,7 @@ class ChunkStore:
                     break
             if wrong is not None:
                 beside.unlink(missing_ok=True)
-                raise DamagedError(
-                    f"{self._files.name(file.key)} {wrong}. Somebody who has it whole can push it "
-                    "again with --check"
-                )
+                raise DamagedError(f"{self._files.name(file.key)} {wrong}. {self._way_out}")
             content = beside.open("rb")
             beside.replace(path)
         self._checked.add(file.name)

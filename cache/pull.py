@@ -239,12 +239,9 @@ class _Pull:
                 return True
             advance(-beside.stat().st_size)
             beside.unlink()
-        mend = "Somebody who has it whole can push it again with --check"
-        if not self._source.on_shelf:
-            mend = f"`dualkd-cache repair` mends {self._source.files.url}, if it is a folder"
         raise TransferError(
-            f"{self._source.files.name(name)} {wrong}. {mend}; what has arrived is kept: run the "
-            "same command again then"
+            f"{self._source.files.name(name)} {wrong}. {self._source.way_out}; what has arrived is "
+            "kept: run the same command again then"
         )
 
     def _commit(self, part: PartOfCommit) -> None:

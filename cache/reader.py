@@ -82,7 +82,7 @@ def _open_url(url: str, store: Store) -> TeacherCache:
         try:
             source = open_source(url, folder)
             place = source.files.url
-            chunks = ChunkStore(source.files, source.layout.fingerprint, store)
+            chunks = ChunkStore(source.files, source.layout.fingerprint, store, source.way_out)
             cache = TeacherCache(
                 source.layout.path, blocks=True, url=source.files.url, store=chunks
             )

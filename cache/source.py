@@ -19,6 +19,7 @@ from cache.layout import (
     Layout,
     is_url,
     own_path,
+    repair_hint,
 )
 from cache.metadata import is_cache, read_layout
 from cache.remote import Advance, Remote
@@ -44,6 +45,13 @@ class Source:
     files: Remote
     layout: Layout
     on_shelf: bool
+
+    @property
+    def way_out(self) -> str:
+        """What helps where a file of it is missing or damaged."""
+        if self.on_shelf:
+            return "Somebody who has it whole can push it again with --check"
+        return repair_hint(self.files.url)
 
     def commits(self) -> list[Commit]:
         """Its commits, oldest first within a chunk."""

@@ -596,7 +596,9 @@ def test_links_in_a_folder_are_not_followed(full: Path, tmp_path: Path) -> None:
     file = theirs / "residual/c.1.0.0.0.0.0"
     file.unlink()
     file.symlink_to("/etc/passwd")
-    with pytest.raises(CacheError, match="is a link, and a cache is read from its own files only"):
+    with pytest.raises(
+        CacheError, match="is a link to /etc/passwd, and a cache is read from its own files"
+    ):
         pull_cache(str(theirs), tmp_path / "copy")
 
 
