@@ -22,7 +22,7 @@ The residual is divided by one number, so that its mean square over the calibrat
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,10 @@ class Projection:
     def dim(self) -> int:
         """Channels D of the residual."""
         return self.vit_matrix.shape[1]
+
+    def to(self, device: torch.device) -> "Projection":
+        """The same on a device, where it need not be sent again with each batch."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
     @torch.no_grad()
     def residual(self, *, vit_map: Tensor, cnn_map: Tensor) -> Tensor:
@@ -336,7 +340,7 @@ def _vectors(feature_map: Tensor, grid: Grid) -> Float64:
 def _project(feature_map: Tensor, grid: Grid, mean: Tensor, matrix: Tensor) -> Tensor:
     """(pooled - mean) · matrix, (B, D, T', H', W') float32."""
     pooled = pool_to_grid(feature_map, grid).float()
-    centred = pooled - mean.to(pooled.device).view(-1, 1, 1, 1)
+    centred = pooled - mean.to(pooled.device).view(-1, 1, 1, 1)  # nothing to do after `to`
     return torch.einsum("bcthw,cd->bdthw", centred, matrix.to(pooled.device))
 
 

@@ -14,7 +14,8 @@ from pipeline.config import ProjectionConfig, Run
 from pipeline.models import Features
 from pipeline.projection import Projection
 from pipeline.samples import Samples
-from stages.rows import Networks, drawn_views, on_host, stored_values, stored_values_of_added
+from stages.copying import CopyToHost
+from stages.rows import Networks, drawn_views, stored_values, stored_values_of_added
 from stages.stored_clips import as_stored, clip_fields
 from stages.teachers import features
 from stages.wording import plural
@@ -147,9 +148,9 @@ class Calibration:
 
         def store(size: int) -> None:
             of_vit, of_cnn, *others = repeated(size)
-            on_host(stored_values(of_vit, of_cnn, projection))
+            CopyToHost(stored_values(of_vit, of_cnn, projection)).arrays()
             for name, answer in zip(self._networks.added, others, strict=True):
-                on_host(stored_values_of_added(name, answer))
+                CopyToHost(stored_values_of_added(name, answer)).arrays()
 
         return self._per_clip(store)
 

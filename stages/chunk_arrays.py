@@ -14,8 +14,9 @@ from cache import PendingChunk, Status, TeacherCache
 from pipeline.clips import Read
 from pipeline.projection import Projection
 from pipeline.samples import Samples
+from stages.copying import CopyToHost
 from stages.recorded import environment
-from stages.rows import Networks, on_host, stored_values, stored_values_of_added
+from stages.rows import Networks, stored_values, stored_values_of_added
 from stages.stored_clips import clip_field
 from stages.teachers import Teachers
 
@@ -26,6 +27,7 @@ class ExtractError(RuntimeError):
 
 # The array of statuses that rows go by, and by field (batch, ...) float16 on the device.
 Outputs = tuple[str, dict[str, torch.Tensor]]
+Copies = tuple[str, CopyToHost]  # the same on their way here
 
 
 class ChunkArrays:
@@ -95,7 +97,7 @@ class ChunkArrays:
             made += [(f"{name}/status", stored_values_of_added(name, one)) for one in answers[name]]
         return made
 
-    def enter(self, batch: Sequence[Read], outputs: Sequence[Outputs]) -> None:
+    def enter(self, batch: Sequence[Read], copies: Sequence[Copies]) -> None:
         """Enter a batch of samples, and what `compute` made of them.
 
         Raises:
@@ -108,8 +110,8 @@ class ChunkArrays:
         rows = np.repeat([read.row - self._start for read in good], self._views)
         views = np.tile(np.arange(self._views), len(good))
         done: Counter[str] = Counter()  # by status
-        for status, values in outputs:
-            stored = on_host(values)
+        for status, copy in copies:
+            stored = copy.arrays()
             part = slice(done[status], done[status] + len(next(iter(stored.values()))))
             done[status] = part.stop
             self._enter((rows[part], views[part]), stored, status)

@@ -15,6 +15,10 @@ from stages.wording import printable
 
 _INTERRUPTED = 130  # the exit code after Ctrl-C
 _ORDERLY_SEC = 5.0  # for the end after it
+_SMALLER = (
+    "A smaller --batch-size takes less memory; in a training more pieces of a batch do "
+    "(`accumulate` in its recipe). What was finished is kept, and the same command goes on"
+)
 _KEPT = "interrupted: what was finished is kept, and the same command makes the rest"
 
 
@@ -28,9 +32,13 @@ def run_command(command: typer.Typer) -> None:
             typer.echo(_KEPT, err=True)
         raise
     except Exception as error:
-        if not _explains_itself(error):
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported here
+            message = f"{str(error).splitlines()[0]}. {_SMALLER}"
+        elif _explains_itself(error):
+            message = str(error)
+        else:
             raise
-        typer.echo(f"error: {printable(str(error))}", err=True)
+        typer.echo(f"error: {printable(message)}", err=True)
         sys.exit(1)
 
 

@@ -65,7 +65,9 @@ class Options:
 
 
 def distill(run: Run, options: Options) -> None:
-    """Train baseline and student, side by side or by all ranks, and write weights and logs.
+    """Train baseline and student and write weights and logs.
+
+    Side by side on a CPU; on a GPU, and by ranks, one after another.
 
     Raises:
         cache.CacheError: the cache is another one than the config describes, or not complete.
@@ -81,7 +83,9 @@ def distill(run: Run, options: Options) -> None:
             for job in jobs:
                 forget_checkpoint(job.folder)
         ranks.wait()
-        pasts = _run_in_turn(jobs, ranks) if launched() else run_side_by_side(jobs)
+        # Two students would share one GPU's memory, and either alone can fill it.
+        in_turn = launched() or device.type != "cpu"
+        pasts = _run_in_turn(jobs, ranks) if in_turn else run_side_by_side(jobs)
         if ranks.first:
             _write(run, jobs, dict(zip(VARIANTS, pasts, strict=True)))
         ranks.wait()
@@ -227,7 +231,7 @@ def _run_in_turn(jobs: Sequence[Job], ranks: Ranks) -> list[Past]:
     pasts = []
     for job in jobs:
         with meter(f"training {job.name}", total=steps_of(job), unit="steps") as counter:
-            pasts.append(train_student(job, counter.advance, ranks))
+            pasts.append(train_student(job, counter.advance, counter.note, ranks))
     return pasts
 
 

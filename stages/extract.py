@@ -331,6 +331,7 @@ def _extract_elsewhere(
     from stages import cluster, cluster_worker  # noqa: PLC0415
     from stages.local_cluster import local_cluster  # noqa: PLC0415
 
+    wanted.networks.leave_device()  # the workers load their own, maybe on the same one
     local = options.scheduler is None
     recipe = cluster_worker.recipe_for(
         wanted.run,

@@ -23,7 +23,8 @@ from pipeline.clips import ClipReader, Read, Request, in_batches
 from pipeline.config import Run
 from pipeline.cutting import SampleClips
 from pipeline.samples import samples_from_table
-from stages.chunk_arrays import ChunkArrays, Outputs
+from stages.chunk_arrays import ChunkArrays, Copies
+from stages.copying import CopyToHost
 from stages.overlap import ahead, behind
 from stages.rows import Networks, drawn_views, stored_projection
 
@@ -63,7 +64,7 @@ class ChunkMaker:
         self.waited_sec = self.busy_sec = 0.0  # of the networks, for clips and otherwise
         self._computed = False
         self._batch_size = batch_size
-        self._projection = stored_projection(cache)
+        self._projection = stored_projection(cache).to(networks.teachers.device)
         self.samples = samples_from_table(cache.samples, cache.place)
         self._dataset = networks.dataset(run, self.samples, cache.fields)
         self._reader = ClipReader(self._dataset, decoders)
@@ -89,7 +90,8 @@ class ChunkMaker:
                 self._computed = self._computed or bool(clips)
                 with self._turn:
                     outputs = chunk.compute(clips, self._projection, self._batch_size)
-                call(partial(self._put_away, work, chunk, batch, outputs, advance))
+                    copies = [(status, CopyToHost(values)) for status, values in outputs]
+                call(partial(self._put_away, work, chunk, batch, copies, advance))
                 if last:
                     call(partial(done, work, chunk))
 
@@ -147,10 +149,10 @@ class ChunkMaker:
         work: PendingChunk,
         chunk: ChunkArrays,
         batch: Sequence[Read],
-        outputs: Sequence[Outputs],
+        copies: Sequence[Copies],
         advance: Callable[[int], None],
     ) -> None:
-        chunk.enter(batch, outputs)
+        chunk.enter(batch, copies)
         advance(len(batch) * len(work.views))
 
     def _requests(self, together: Sequence[PendingChunk]) -> list[list[Request]]:

@@ -26,12 +26,12 @@ from pipeline.config import Run
 from pipeline.models import VideoModel
 from pipeline.projection import Projection
 from pipeline.samples import Samples, read_samples, samples_from_table
+from stages.copying import CopyToHost
 from stages.progress import track
 from stages.recorded import compare_samples, environment, in_lines
 from stages.rows import (
     Networks,
     drawn_views,
-    on_host,
     stored_projection,
     stored_values,
     stored_values_of_added,
@@ -225,9 +225,9 @@ def _make(
     for name in networks.students:
         which = networks.student_clip(name)
         made[clip_field(name)] = np.concatenate([of_row.clips[which] for of_row in clips])
-    made |= on_host(stored_values(outputs["vit"], outputs["cnn"], projection))
+    made |= CopyToHost(stored_values(outputs["vit"], outputs["cnn"], projection)).arrays()
     for name in networks.added:
-        made |= on_host(stored_values_of_added(name, outputs[name]))
+        made |= CopyToHost(stored_values_of_added(name, outputs[name])).arrays()
     return made
 
 

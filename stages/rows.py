@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache import Field, TeacherCache
 from pipeline.clips import ClipDataset, DrawnViews, Read
@@ -77,6 +76,13 @@ class Networks:
             return on_host
         # From pinned memory the copy is asynchronous; it takes its turn with the kernels.
         return on_host.pin_memory().to(device, non_blocking=True)
+
+    def leave_device(self) -> None:
+        """Make room on the device: the teachers are not used any more in this process."""
+        for model in self.by_name.values():
+            model.to("cpu")
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
 
     def student_clip(self, name: str) -> int:
         """Which of a sample's clips is a student's."""
@@ -154,8 +160,3 @@ def stored_values_of_added(name: str, features: Features) -> dict[str, torch.Ten
     values = {f"{name}/logits/{head}": logits for head, logits in features.logits.items()}
     values[f"{name}/pooled"] = features.pooled
     return {field: tensor.half() for field, tensor in values.items()}
-
-
-def on_host(values: Mapping[str, torch.Tensor]) -> dict[str, NDArray[np.float16]]:
-    """Values as numpy has them; waits until a GPU has made them."""
-    return {field: tensor.cpu().numpy() for field, tensor in values.items()}

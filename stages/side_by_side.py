@@ -12,10 +12,11 @@ from queue import Empty, Queue
 from pipeline.processes import ProcessPool, exit_with_parent, ignoring_interrupts
 from pipeline.resuming import Past
 from pipeline.training import steps_in_epoch
-from stages.progress import meter, meters
+from stages.progress import Meter, meter, meters
 from stages.student_training import Job, train_student
 
 Ended = Callable[[int, "Future[Past]"], object]
+Tick = int | str  # steps done more; or how an epoch went
 
 
 def steps_of(job: Job) -> int:
@@ -33,7 +34,7 @@ def run_side_by_side(jobs: Sequence[Job]) -> list[Past]:
 
     names, totals = [f"training {job.name}" for job in jobs], [steps_of(job) for job in jobs]
     with meters(names, totals=totals, unit="steps") as counters:
-        train_each(jobs, len(jobs), lambda at, n: counters[at].advance(n), end)
+        train_each(jobs, len(jobs), lambda at, tick: _count(counters[at], tick), end)
     return [pasts[index] for index in range(len(jobs))]
 
 
@@ -54,25 +55,37 @@ def run_many(jobs: Sequence[Job], at_once: int, on_end: Ended) -> None:
             counter.note(f"{ended} of {len(jobs)} students done")
             on_end(index, future)
 
-        train_each(jobs, at_once, lambda _, steps: counter.advance(steps), end)
+        def count(_index: int, tick: Tick) -> None:
+            if isinstance(tick, int):
+                counter.advance(tick)
+
+        train_each(jobs, at_once, count, end)
+
+
+def _count(counter: Meter, tick: Tick) -> None:
+    if isinstance(tick, int):
+        counter.advance(tick)
+    else:
+        counter.note(tick)
 
 
 def train_each(
-    jobs: Sequence[Job], at_once: int, on_steps: Callable[[int, int], object], on_end: Ended
+    jobs: Sequence[Job], at_once: int, on_tick: Callable[[int, Tick], object], on_end: Ended
 ) -> None:
     """Train each in one of so many processes, in the order given.
 
     Args:
         jobs: the students.
         at_once: processes.
-        on_steps: is told of which job, by its number, how many steps were done more.
+        on_tick: is told of which job, by its number, how many steps were done more, or how an
+            epoch went.
         on_end: is given each as it ends; what it raises ends all.
     """
     with ExitStack() as stack:
         manager = managers.SyncManager(ctx=get_context("spawn"))
         with ignoring_interrupts():
             manager.start(initializer=exit_with_parent)
-        ticks: Queue[tuple[int, int]] = stack.enter_context(manager).Queue()
+        ticks: Queue[tuple[int, Tick]] = stack.enter_context(manager).Queue()
         pool = stack.enter_context(ProcessPool(at_once))
         stack.enter_context(_ending_all_on_error())
         waiting = list(enumerate(jobs))
@@ -84,13 +97,13 @@ def train_each(
             for index in [index for index, future in running.items() if future.done()]:
                 on_end(index, running.pop(index))
             try:
-                on_steps(*ticks.get(timeout=0.2))
+                on_tick(*ticks.get(timeout=0.2))
             except Empty:
                 continue
 
 
 def _started(
-    pool: ProcessPool, job: Job, index: int, ticks: Queue[tuple[int, int]]
+    pool: ProcessPool, job: Job, index: int, ticks: Queue[tuple[int, Tick]]
 ) -> Future[Past]:
     """Begin a training; where a process died before, it has failed already."""
     try:
@@ -101,9 +114,13 @@ def _started(
         return failed
 
 
-def _in_process(job: Job, index: int, ticks: Queue[tuple[int, int]]) -> Past:
-    """Train one student, telling how many steps of which one were done more."""
-    return train_student(job, lambda steps: ticks.put((index, steps)))
+def _in_process(job: Job, index: int, ticks: Queue[tuple[int, Tick]]) -> Past:
+    """Train one student, telling what became of which one."""
+
+    def tell(tick: Tick) -> None:
+        ticks.put((index, tick))
+
+    return train_student(job, tell, tell)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,10 @@ from stages.files import write_json, write_text
 from stages.progress import console
 from stages.recorded import environment
 from stages.watching import Watch
+from stages.wording import figure, percent, plural
 
 CHECKPOINT = "checkpoint.pt"
+_TRIPLET = 3  # clips: with fewer there are no angles
 _WAITED = 0.1  # of the time, for clips: less is not worth a word
 
 
@@ -61,7 +63,10 @@ class Job:
 
 
 def train_student(
-    job: Job, on_steps: Callable[[int], object] = lambda _steps: None, ranks: Ranks = ALONE
+    job: Job,
+    on_steps: Callable[[int], object] = lambda _steps: None,
+    on_epoch: Callable[[str], object] = lambda _said: None,
+    ranks: Ranks = ALONE,
 ) -> Past:
     """Train one student, going on from its checkpoint if there is one.
 
@@ -72,6 +77,7 @@ def train_student(
     Args:
         job: which.
         on_steps: is told how many steps were done more.
+        on_epoch: is told in a few words how each epoch went.
         ranks: those that train it together; all must call this.
 
     Returns:
@@ -98,7 +104,8 @@ def train_student(
     if run.distill.validation is not None:
         validated = read_samples(run.samples_path).of_splits([run.distill.validation])
     if ranks.first:
-        _write_facts(job)
+        _write_facts(job, ranks)
+        _tell_small_pieces(job, ranks)
 
     def step_done() -> None:
         on_steps(1)
@@ -115,8 +122,8 @@ def train_student(
             save_checkpoint(checkpoint, training, past, belongs_to, ranks)
             if watch is not None:
                 watch.epoch(past)
-    if ranks.first:
-        _tell_waiting(job, past, feed)
+                on_epoch(_in_words(past.records[-1]))
+                _tell_waiting(job, past, feed)
     return past
 
 
@@ -160,7 +167,7 @@ def _belongs_to(job: Job, training: Training) -> dict[str, Any]:
     }
 
 
-def _write_facts(job: Job) -> None:
+def _write_facts(job: Job, ranks: Ranks) -> None:
     """The resolved config, as YAML that can be used again, and where the training ran."""
     write_text(job.folder / "config.yaml", dump_config(job.run))
     write_json(
@@ -170,9 +177,24 @@ def _write_facts(job: Job) -> None:
             "cache": job.cache.place,
             "cache_fingerprint": job.cache.fingerprint,
             "device": job.device,
+            "gpu": torch.cuda.get_device_name(job.device) if "cuda" in job.device else None,
+            "ranks": ranks.world,
+            "threads": job.threads,
             "environment": {**environment(), "packages": package_versions()},
         },
     )
+
+
+def _tell_small_pieces(job: Job, ranks: Ranks) -> None:
+    """Say so where relations have no pairs, or no triplets, to be of."""
+    recipe = job.run.distill.train
+    clips = recipe.batch_size // (ranks.world * recipe.accumulate)
+    if job.run.distill.weights.rkd > 0 and clips < _TRIPLET:
+        console.print(
+            f"{job.name}: distill.weights.rkd is of pairs and triplets of clips, and a piece has "
+            f"{plural(clips, 'clip')} (batch_size {recipe.batch_size}, accumulate "
+            f"{recipe.accumulate}, {plural(ranks.world, 'rank')}): it adds little or nothing"
+        )
 
 
 def _note(
@@ -196,15 +218,29 @@ def _note(
         past.records.append(record)
 
 
+def _in_words(record: Mapping[str, Any]) -> str:
+    """How an epoch went, for the line of progress."""
+    said = [f"epoch {record['epoch'] + 1}", f"loss {figure(record['loss'])}"]
+    if "top1" in record:
+        said.append(f"top-1 {percent(record['top1'])}")
+    if record["waited"] > _WAITED:
+        said.append(f"waited {percent(record['waited'], 0)}")
+    return ", ".join(said)
+
+
 def _tell_waiting(job: Job, past: Past, feed: Feed) -> None:
-    """Say so where clips were the limit."""
-    student = job.run.distill.student
+    """Say so, once, as soon as clips were the limit of an epoch."""
+    waiting = [record["waited"] > _WAITED for record in past.records]
+    if not waiting[-1] or any(waiting[:-1]):
+        return
     mend = "they are read from the cache: is its disk, or this machine, busy with other work?"
     if not feed.stored:
+        student = job.run.distill.student
         mend = f"more --decoders, or clips in the cache (extract.clips: [{student}]), would help"
-    waited = sum(record["waited"] for record in past.records) / max(len(past.records), 1)
-    if waited > _WAITED:
-        console.print(f"{job.name}: waited for clips for {waited:.0%} of the time; {mend}")
+    console.print(
+        f"{job.name}, epoch {past.records[-1]['epoch'] + 1}: waited for clips for "
+        f"{percent(past.records[-1]['waited'], 0)} of the time; {mend}"
+    )
 
 
 def forget_checkpoint(folder: Path) -> None:

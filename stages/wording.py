@@ -58,7 +58,7 @@ def figure(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time: `31.2 ms`, `4.1 s`, `7 min 12 s`, `3 h 20 min`."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{1000 * seconds:.3g}{_SPACE}ms"
     if seconds < 59.95:
         return f"{seconds:.3g}{_SPACE}s"

@@ -9,14 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from cache import open_cache
-from chain_making import write_config
 from pipeline.config_file import config_path, load_config
 from pipeline.objective import Batch, Method
 from pipeline.optimising import start_training
@@ -43,7 +41,7 @@ def gradients(ranks: Ranks) -> dict[str, Any]:
 
 def batches(ranks: Ranks) -> list[list[str]]:
     """The samples that this rank sees in two epochs."""
-    run = write_config(Path.cwd())
+    run = load_config(config_path("mini"))  # not written: both ranks would do it at once
     cache = open_cache(run.cache_path)
     feed = Feed(run, cache, used_part(run, cache), CPU, 0, ranks)
     return [batch.names for epoch in (0, 1) for batch in feed(epoch)]
@@ -89,7 +87,7 @@ def main() -> None:
             "buffers": buffers(ranks),
         }
         torch.save(left, f"rank-{ranks.rank}.pt")
-        run = write_config(Path.cwd())
+        run = load_config(config_path("mini"))
         distill(run, Options(run.cache_path, CPU, 0))
 
 

@@ -80,7 +80,7 @@ def two_ranks(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 def test_killed_ranks_go_on_to_the_same_end(mini: Run) -> None:
     out = write_config(Path.cwd(), ("epochs: 1", "epochs: 2")).outputs / "distill"
     with two_ranks("distill") as undisturbed:
-        assert undisturbed.wait(300) == 0
+        assert undisturbed.wait(300) == 0, Path("ranks.log").read_text()
     weights = [(out / f"{name}.safetensors").read_bytes() for name in ("baseline", "student")]
     shutil.rmtree(out)
     checkpoint, deadline = out / "student" / "checkpoint.pt", time.monotonic() + 300
@@ -92,7 +92,7 @@ def test_killed_ranks_go_on_to_the_same_end(mini: Run) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "student.safetensors").exists()
     with two_ranks("distill") as again:
-        assert again.wait(300) == 0
+        assert again.wait(300) == 0, Path("ranks.log").read_text()
     assert "goes on after" in Path("ranks.log").read_text()
     assert [
         (out / f"{name}.safetensors").read_bytes() for name in ("baseline", "student")
@@ -102,7 +102,7 @@ def test_killed_ranks_go_on_to_the_same_end(mini: Run) -> None:
 @pytest.mark.slow
 def test_two_ranks_are_one(mini: Run) -> None:
     with two_ranks() as started:
-        assert started.wait(300) == 0
+        assert started.wait(300) == 0, Path("ranks.log").read_text()
     first, second = (torch.load(f"rank-{rank}.pt") for rank in (0, 1))
     assert_same_gradients(first["gradients"], gradients(1))
     for name, gradient in first["gradients"].items():

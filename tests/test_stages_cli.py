@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -86,6 +87,19 @@ def test_all_mistakes_of_a_config_are_shown_at_once(
     for part in ("teach.pool", "-1", "extract.projection.kind", "alinged", "distill.temprature"):
         assert part in error
     assert "distill.temperature" in error  # it is missing now
+
+
+def test_a_full_gpu_is_one_message(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_given: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand so on")
+
+    monkeypatch.setattr("stages.teach.teach", full)
+    assert run(monkeypatch, "dualkd", "teach", "--dataset", "mini") == 1
+    error = capsys.readouterr().err
+    assert "error: CUDA out of memory. Tried to allocate 2 GiB. A smaller --batch-size" in error
+    assert "and so on" not in error
 
 
 def test_an_unusable_device_is_refused(

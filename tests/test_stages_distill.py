@@ -122,6 +122,26 @@ def test_the_student_is_the_plain_backbone(mini: Run) -> None:
     assert student.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_each_epoch_is_told_and_what_is_odd_once(
+    mini: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_config(
+        Path.cwd(),
+        ("temperature: 2.0", "temperature: 2.0\n  validation: test"),
+        ("train: *recipe\n  weights", "train: {<<: *recipe, epochs: 2, accumulate: 3}\n  weights"),
+    )
+    monkeypatch.setattr("stages.student_training._WAITED", -1.0)
+    said: list[str] = []
+    train_student(job(run), on_epoch=said.append)
+    assert [line.partition(",")[0] for line in said] == ["epoch 1", "epoch 2"]
+    for line in said:
+        for part in ("loss", "top-1", "waited"):
+            assert part in line
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("waited for clips for") == 1
+    assert "a piece has 2 clips (batch_size 7, accumulate 3, 1 rank): it adds little" in told
+
+
 def test_training_twice_gives_the_same_bytes(mini: Run) -> None:
     for out in ("one", "two"):
         train_student(job(mini, folder=out))

@@ -270,6 +270,8 @@ def test_numbers_are_written_for_people() -> None:
         (wording.scaled(999_700), "1 M"),
         (wording.size(38_000), "38 kB"),
         (wording.duration(0.0312), "31.2 ms"),
+        (wording.duration(0.9994), "999 ms"),
+        (wording.duration(0.9996), "1 s"),
         (wording.duration(432), "7 min 12 s"),
         (wording.duration(12_000), "3 h 20 min"),
         (wording.plural(1, "video"), "1 video"),
