@@ -90,7 +90,7 @@ def test_the_temperature_against_lbfgs(temperature: float) -> None:
         optimiser.zero_grad()
         scaled = torch.from_numpy(logits) * log_inverse.exp()
         value = torch.nn.functional.cross_entropy(scaled, torch.from_numpy(labels))
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
@@ -152,6 +152,8 @@ def test_no_answer_is_judged_by_a_temperature_that_saw_it() -> None:
     assert found.after is not None
     assert found.after.ece == pytest.approx(reliability(scaled, right).ece, rel=1e-6)
     assert found.temperature == pytest.approx(fit_temperature({"a": logits}, {"a": labels}))
+    assert found.after.ece is not None
+    assert found.before.ece is not None
     assert found.after.ece < found.before.ece
     again = calibrate({"a": logits[::-1]}, {"a": labels[::-1]}, right[::-1], names[::-1])
     assert again.after is not None

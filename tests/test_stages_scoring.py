@@ -175,7 +175,7 @@ def test_verb_noun_and_action_of_a_part_are_those_of_the_official_scorer(epic: S
         (accuracies(epic, videos, everything)["student"], everything),
         (accuracies(epic, videos, chosen)["student"], chosen),
     ):
-        of_rows = [ranks(epic, row) for row in np.flatnonzero(members)]
+        of_rows = [ranks(epic, row) for row in np.flatnonzero(members).tolist()]
         for k in (1, 5):
             expected = {
                 task: sum(rank[task] < k for rank in of_rows) / len(of_rows)
