@@ -64,20 +64,15 @@ def test_metrics_follow_from_the_answers(trained: Run) -> None:
 
 
 def test_answers_do_not_depend_on_the_batch_size(trained: Run) -> None:
-    tables, metrics = [], []
-    for size in (3, 3, 14):
+    tables = []
+    for size in (3, 14):
         evaluate(trained, device=CPU, decoders=0, batch_size=size)
-        out = trained.outputs / "evaluate"
-        tables.append(pq.read_table(out / "answers.parquet").to_pydict())
-        metrics.append(json.loads((out / "metrics.json").read_text()))
-        for role in ("vit", "cnn", "baseline", "student"):
-            del metrics[-1][role]["ms_per_clip"]  # a time: all else follows from the answers
-    assert (tables[0], metrics[0]) == (tables[1], metrics[1])
+        tables.append(pq.read_table(trained.outputs / "evaluate" / "answers.parquet").to_pydict())
     for name in tables[0]:
         if name.endswith("_probability"):
-            np.testing.assert_allclose(tables[0][name], tables[2][name], atol=1e-5)
+            np.testing.assert_allclose(tables[0][name], tables[1][name], atol=1e-5)
         else:
-            assert tables[0][name] == tables[2][name]
+            assert tables[0][name] == tables[1][name]
 
 
 def test_unreadable_test_videos_are_counted_and_left_out(trained: Run) -> None:
