@@ -43,7 +43,7 @@ class Totals:
         sums: what is added up over clips.
         counts: over how many.
         by_class: sums and counts (2, classes) of the ViT's weight, by the label of the first head.
-        by_confidence: the same (2, bins · bins), by the bin of the ViT's confidence, then the CNN's.
+        by_confidence: the same (2, bins · bins), by the ViT's bin of confidence, then the CNN's.
         seconds: that it took, in this process.
         waited: seconds of them in which no batch was there.
     """
