@@ -1,4 +1,4 @@
-"""Test videos for the page: what the student won and lost against the baseline, and some of each."""
+"""Test videos for the page: what the student won and lost, and one of each class."""
 
 from __future__ import annotations
 

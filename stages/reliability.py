@@ -37,22 +37,19 @@ def reliability_chart(rows: Rows, role: str, title: str) -> Markup | None:
     if not bins[False]:
         return None
     label = f"{title}: accuracy by confidence, " + "; ".join(map(_told, bins[False]))
-    svg = svg_root(label, _LEFT + _SIDE + 14, _TOP + _SIDE + _BOTTOM, "square")
+    svg = svg_root(label, _LEFT + _SIDE + 22, _TOP + _SIDE + _BOTTOM, "square")
     for share in (0.0, 0.5, 1.0):
         add(svg, "line", cls="rule", x1=_LEFT, x2=_LEFT + _SIDE, y1=_down(share), y2=_down(share))
         add(svg, "text", percent(share, 0), cls="tick end", x=_LEFT - 5, y=_down(share) + 4)
-        below = {"x": _across(share), "y": _TOP + _SIDE + 15.0}
-        add(svg, "text", percent(share, 0), cls="tick middle", **below)
-    middle = {"x": _across(0.5), "y": _TOP + _SIDE + 30.0}
-    add(svg, "text", "confidence", cls="tick middle", **middle)
+        below = _TOP + _SIDE + 15
+        add(svg, "text", percent(share, 0), cls="tick middle", x=_across(share), y=below)
+    add(svg, "text", "confidence", cls="tick middle", x=_across(0.5), y=below + 15)
     for row in bins[False]:
         _add_bar(svg, row, role)
-    ends = {"x1": _across(0), "y1": _down(0), "x2": _across(1), "y2": _down(1)}
-    add(svg, "line", cls="mark", **ends)
+    add(svg, "line", cls="mark", x1=_across(0), y1=_down(0), x2=_across(1), y2=_down(1))
     for row in bins[True]:
-        place = {"cx": _across(row["confidence"]), "cy": _down(row["accuracy"])}
-        dot = add(svg, "circle", cls="after", r=3.5, **place)
-        add(dot, "title", _told(row))
+        x, y = _across(row["confidence"]), _down(row["accuracy"])
+        add(add(svg, "circle", cls="after", r=3.5, cx=x, cy=y), "title", _told(row))
     return as_markup(svg)
 
 
@@ -66,8 +63,10 @@ def _down(share: float) -> float:
 
 def _add_bar(svg: ElementTree.Element, row: Mapping[str, Any], role: str) -> None:
     left, top = _across(row["bin_low"]) + 0.5, _down(row["accuracy"])
-    size = {"width": _across(row["bin_high"]) - left - 0.5, "height": _down(0) - top}
-    add(add(svg, "rect", cls=role, x=left, y=top, **size), "title", _told(row))
+    box = add(svg, "rect", cls=role, x=left, y=top)
+    box.set("width", f"{_across(row['bin_high']) - left - 0.5:.2f}")
+    box.set("height", f"{_down(0) - top:.2f}")
+    add(box, "title", _told(row))
 
 
 def _told(row: Mapping[str, Any]) -> str:
