@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.clips import ClipDataset, Request, in_batches, iterate
 from pipeline.config import Precision
-from pipeline.metrics import joint_top_k, mean_of_views
+from pipeline.metrics import answers, label_ranks, mean_of_views, top_k
 from pipeline.models import VideoModel
 from pipeline.objective import NO_LABEL
 from pipeline.protocols import CENTRE, Protocol, ProtocolViews
@@ -23,6 +23,7 @@ from pipeline.training import predict
 from pipeline.views import ClipSpec
 from stages.progress import console, track
 
+Heads = tuple[str, ...]  # that are taken as one: right where all of them are
 _TOLD = 5  # samples that cannot be read, with the reason
 
 
@@ -49,33 +50,49 @@ class Scored:
         self.clips = 0
         self.seconds = dict.fromkeys(roles, 0.0)
         self.errors: dict[int, str] = {}
+        self._ranks: dict[str, dict[Heads, NDArray[np.int64]]] = {}
 
-    def accuracies(self, role: str, chosen: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    def accuracies(self, role: str) -> dict[str, Any]:
         """Of a model, `top1` and `top5`; with several heads these are of all heads together.
 
         Those of each head then stand below `heads`.
 
-        Args:
-            role: which model.
-            chosen: (N,) the samples that count; all by default.
-
         Raises:
-            ValueError: none of them counts.
+            ValueError: there are no samples.
         """
-        logits, labels = self.logits[role], self.labels
-        if chosen is not None:
-            logits = {head: values[chosen] for head, values in logits.items()}
-            labels = {head: values[chosen] for head, values in labels.items()}
-        figures: dict[str, Any] = {f"top{k}": joint_top_k(logits, labels, k) for k in (1, 5)}
-        if len(labels) > 1:
-            figures["heads"] = {
-                head: {
-                    f"top{k}": joint_top_k({head: logits[head]}, {head: labels[head]}, k)
-                    for k in (1, 5)
-                }
-                for head in labels
-            }
+        found = {
+            heads: {f"top{k}": top_k(ranks, k) for k in (1, 5)}
+            for heads, ranks in self.label_ranks(role).items()
+        }
+        figures: dict[str, Any] = dict(found[tuple(self.labels)])
+        if len(self.labels) > 1:
+            figures["heads"] = {head: found[head,] for head in self.labels}
         return figures
+
+    def label_ranks(self, role: str) -> dict[Heads, NDArray[np.int64]]:
+        """Of a model, how many answers are ahead of the label (N,), see `pipeline.metrics`.
+
+        By heads that are taken together: all of them, then, of several, each.
+        """
+        if role not in self._ranks:
+            logits = self.logits[role]
+            self._ranks[role] = {
+                heads: label_ranks(
+                    {head: logits[head] for head in heads},
+                    {head: self.labels[head] for head in heads},
+                )
+                for heads in together(list(self.labels))
+            }
+        return self._ranks[role]
+
+    def answers(self, role: str) -> dict[str, NDArray[np.int64]]:
+        """Of a model, the class that it answers, by head (N,); see `pipeline.metrics.answers`."""
+        return {head: answers(logits) for head, logits in self.logits[role].items()}
+
+
+def together(heads: Sequence[str]) -> list[Heads]:
+    """Which heads are scored as one: all of them, then, of several, each."""
+    return [tuple(heads), *((head,) for head in heads if len(heads) > 1)]
 
 
 def labelled(samples: Samples) -> Samples:

@@ -1,12 +1,22 @@
-"""Accuracies against a table made by hand and against torch."""
+"""Accuracies and confusions against tables made by hand and against torch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from pipeline.metrics import joint_top_k, mean_of_views, top_k
+from pipeline.metrics import (
+    NO_ANSWER,
+    agreement,
+    answers,
+    confusion_counts,
+    label_ranks,
+    mean_class_accuracy,
+    mean_of_views,
+    top_k,
+)
 
 LOGITS = np.array(
     [
@@ -19,11 +29,16 @@ LOGITS = np.array(
 LABELS = np.array([0, 0, 2, 2])
 
 
+def share(logits: NDArray[np.floating], labels: NDArray[np.int64], k: int) -> float:
+    """Top-k of one head."""
+    return top_k(label_ranks({"action": logits}, {"action": labels}), k)
+
+
 @pytest.mark.parametrize(
-    ("k", "share"), [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0), (5, 1.0), (400, 1.0)]
+    ("k", "expected"), [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0), (5, 1.0), (400, 1.0)]
 )
-def test_top_k_by_hand(k: int, share: float) -> None:
-    assert top_k(LOGITS, LABELS, k) == share
+def test_top_k_by_hand(k: int, expected: float) -> None:
+    assert share(LOGITS, LABELS, k) == expected
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -35,29 +50,38 @@ def test_top_k_against_torch(k: int, dtype: type[np.floating]) -> None:
     labels = rng.integers(11, size=200)
     answers = torch.from_numpy(logits).topk(k, dim=1).indices
     hits = (answers == torch.from_numpy(labels)[:, None]).any(dim=1)
-    assert top_k(logits, labels, k) == pytest.approx(hits.double().mean().item(), abs=1e-12)
+    assert share(logits, labels, k) == pytest.approx(hits.double().mean().item(), abs=1e-12)
 
 
 def test_a_constant_answer_scores_nothing() -> None:
-    assert top_k(np.zeros((5, 4)), np.arange(5) % 4, 1) == 0.0
-    assert top_k(np.zeros((5, 4)), np.arange(5) % 4, 3) == 0.0
+    assert share(np.zeros((5, 4)), np.arange(5) % 4, 1) == 0.0
+    assert share(np.zeros((5, 4)), np.arange(5) % 4, 3) == 0.0
 
 
 def test_ties_count_against_the_row() -> None:
     logits = np.array([[3.0, 3.0, 1.0]])
-    assert [top_k(logits, np.array([0]), k) for k in (1, 2)] == [0.0, 1.0]
-    assert [top_k(logits, np.array([1]), k) for k in (1, 2)] == [0.0, 1.0]
-    assert top_k(logits, np.array([2]), 2) == 0.0
+    assert [share(logits, np.array([0]), k) for k in (1, 2)] == [0.0, 1.0]
+    assert [share(logits, np.array([1]), k) for k in (1, 2)] == [0.0, 1.0]
+    assert share(logits, np.array([2]), 2) == 0.0
 
 
-@pytest.mark.parametrize("row", [[np.nan] * 3, [np.nan, 1.0, 0.0], [2.0, np.nan, 1.0]])
+@pytest.mark.parametrize(
+    "row", [[np.nan] * 3, [np.nan, 1.0, 0.0], [2.0, np.nan, 1.0], [np.inf, 1.0, 0.0]]
+)
 def test_a_broken_answer_scores_nothing(row: list[float]) -> None:
-    assert top_k(np.array([row]), np.array([0]), 1) == 0.0
+    for k in (1, 5, 400):
+        assert share(np.array([row, [1.0, 0.0, 0.0]]), np.array([0, 0]), k) == 0.5
+    both = {"verb": np.array([row]), "noun": np.array([[1.0, 0.0]])}
+    labels = {"verb": np.array([0]), "noun": np.array([0])}
+    assert top_k(label_ranks(both, labels), 5) == 0.0
+    assert answers(np.array([row, [1.0, 0.0, 2.0]])).tolist() == [NO_ANSWER, 2]
 
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="no rows"):
-        top_k(np.zeros((0, 4)), np.zeros(0, np.int64), 1)
+        share(np.zeros((0, 4)), np.zeros(0, np.int64), 1)
+    none, labels = np.zeros((0, 2)), np.zeros(0, np.int64)
+    assert label_ranks({"a": none, "b": none}, {"a": labels, "b": labels}).shape == (0,)
 
 
 @pytest.mark.parametrize("rows", [7, 300])
@@ -72,14 +96,7 @@ def test_joint_accuracy_is_that_of_the_product_of_probabilities(rows: int) -> No
             product = np.outer(verb[row], noun[row])
             own = product[labels["verb"][row], labels["noun"][row]]
             hits += int((product > own).sum() < k)
-        assert joint_top_k(logits, labels, k) == hits / rows
-
-
-def test_joint_accuracy_of_one_head_is_plain() -> None:
-    logits, labels = np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([1, 1])
-    assert joint_top_k({"action": logits}, {"action": labels}, 1) == top_k(logits, labels, 1) == 0.5
-    with pytest.raises(ValueError, match="no rows"):
-        joint_top_k({"a": logits[:0], "b": logits[:0]}, {"a": labels[:0], "b": labels[:0]}, 1)
+        assert top_k(label_ranks(logits, labels), k) == hits / rows
 
 
 def test_several_views_are_the_mean_of_their_probabilities() -> None:
@@ -104,6 +121,47 @@ def test_views_of_great_logits_and_broken_ones() -> None:
     great = np.array([[1e4, 0.0, -1e4], [1e4, 0.0, -1e4]])
     np.testing.assert_allclose(mean_of_views(great), [0.0, -1e4, -2e4])
     assert np.isnan(mean_of_views(np.array([[0.0, 1.0], [np.nan, 1.0]]))).all()
-    assert top_k(mean_of_views(np.array([[np.inf, 0.0]]))[None], np.array([0]), 1) == 0.0
+    assert share(mean_of_views(np.array([[np.inf, 0.0]]))[None], np.array([0]), 1) == 0.0
     with pytest.raises(ValueError, match="no views"):
         mean_of_views(np.zeros((0, 3)))
+
+
+def test_mean_class_accuracy_by_hand() -> None:
+    """Class 2: 2 of 3 and 0 of 3; class 7: 0 of 1 and 1 of 1; the others have no rows."""
+    labels = np.array([2, 7, 2, 2])
+    right = np.array([[1, 0], [0, 1], [1, 0], [0, 0]], bool)
+    once = mean_class_accuracy(right, labels, np.ones((1, 4)))
+    np.testing.assert_allclose(once, [[(2 / 3 + 0) / 2, (0 + 1) / 2]])
+    # Resamples: the first row twice and the last once; class 7 alone; all of them.
+    counts = np.array([[2.0, 0, 0, 1], [0, 3, 0, 0], [1, 1, 1, 1]])
+    found = mean_class_accuracy(right, labels, counts)
+    np.testing.assert_allclose(found, [[2 / 3, 0], [0, 1], once[0]])
+
+
+def test_mean_class_accuracy_against_a_loop_over_copied_rows() -> None:
+    rng = np.random.default_rng(0)
+    labels, right = rng.integers(9, size=70), rng.random((70, 3)) < 0.4
+    counts = rng.integers(3, size=(5, 70)).astype(float)
+    found = mean_class_accuracy(right, labels, counts)
+    for resample, of_resample in zip(counts.astype(int), found, strict=True):
+        rows = np.repeat(np.arange(70), resample)
+        for network in range(3):
+            by_class = [
+                np.mean([right[row, network] for row in rows if labels[row] == one])
+                for one in set(labels[rows].tolist())
+            ]
+            assert of_resample[network] == pytest.approx(np.mean(by_class), rel=1e-12)
+
+
+def test_agreement_is_of_all_heads_and_never_of_broken_answers() -> None:
+    one = {"verb": np.array([1, 2, 3, NO_ANSWER]), "noun": np.array([5, 5, 5, 5])}
+    other = {"verb": np.array([1, 2, 0, NO_ANSWER]), "noun": np.array([5, 6, 5, 5])}
+    assert agreement(one, other) == 0.25
+    assert agreement({"verb": one["verb"]}, {"verb": other["verb"]}) == 0.5
+    assert agreement(one, one) == 0.75
+
+
+def test_confusions_by_hand() -> None:
+    labels, given = np.array([0, 0, 1, 2, 2]), np.array([0, 2, 1, NO_ANSWER, 0])
+    expected = [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert confusion_counts(labels, given, 3).tolist() == expected
