@@ -27,7 +27,7 @@ _AT_ONCE = 256  # rows in memory
 _MOST_CLASSES = 30  # in the table
 _MOST_STEPS = 8  # of time, over a clip
 _PIXELS = 128  # of a frame's side
-_MOST_BYTES = 10_000  # of a frame
+MOST_BYTES = 10_000  # of a frame
 Energy = NDArray[np.float64]
 
 
@@ -184,5 +184,5 @@ def _heat_clip(
     except VideoError as error:
         return HeatClip(name, sample.sample_id, view, cells, [], str(error))
     middles = (steps + 0.5 / len(energies.cells[first])) * spec.frames  # of what each cell pools
-    frames = [picture_uri(clip[int(middle)], _MOST_BYTES) for middle in middles]
+    frames = [picture_uri(clip[int(middle)], MOST_BYTES) for middle in middles]
     return HeatClip(name, sample.sample_id, view, cells, frames)

@@ -18,7 +18,7 @@ from stages.pictures import picture_uri
 
 FRAMES = 12  # of a film; a short video shows some of its own twice
 _MOST_PIXELS = 96  # of a frame's side; smaller videos keep their own pixels
-_MOST_BYTES = 24_000  # of a film
+MOST_BYTES = 24_000  # of a film
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def make_strips(
             yield Strip(name, **about, error=str(error))  # type: ignore[arg-type]
             continue
         small = frames.shape[1] <= _MOST_PIXELS
-        film = picture_uri(np.concatenate([_shrunk(one) for one in frames], axis=1), _MOST_BYTES)
+        film = picture_uri(np.concatenate([_shrunk(one) for one in frames], axis=1), MOST_BYTES)
         yield Strip(name, **about, span_sec=span, film=film, small=small)  # type: ignore[arg-type]
 
 

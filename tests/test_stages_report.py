@@ -13,9 +13,10 @@ import pytest
 
 from pipeline.datasets import figures
 from report_making import CACHE, CLASSES, EPOCHS, SCORES, Page, load_run, make_run
-from stages import curves, findings, wording
+from stages import datw_charts, findings, residual, saving, strips, wording
 from stages.charts import ticks
 from stages.files import write_json
+from stages.pictures import picture_uri
 from stages.report import report
 from stages.report_inputs import ReportError
 
@@ -70,21 +71,63 @@ def test_the_page_fetches_nothing(html: str, page: Page) -> None:
         if name in ("src", "href", "srcset", "xlink:href", "data", "action", "poster")
     ]
     assert references
-    assert all(value and value.startswith(("#", "data:image/jpeg;base64,")) for value in references)
-    assert not re.search(r"https?://|url\(|@import", html)
+    assert all(value and value.startswith(("#", "data:image/webp;base64,")) for value in references)
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest|WebSocket", html)
+    (policy,) = (
+        str(attributes["content"])
+        for _, attributes in page.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; img-src data:; ")  # browsers see to it, too
 
 
 def test_names_are_escaped_and_stay_names(html: str, page: Page) -> None:
-    assert "<script" not in html
+    assert html.count("<script>") == html.count("<script") == 2  # the page's own
+    assert "alert(" not in html.replace("&lt;script&gt;alert(", "")
     for name in CLASSES:
         assert name in page.text
 
 
-def test_every_class_has_a_strip_with_four_marked_answers(page: Page) -> None:
-    assert len(page.having("class", "strip")) == len(CLASSES)
-    assert page.having("class", "small").count("img") == 8 * len(CLASSES)
-    assert page.having("aria-label", "right:").count("svg") == 10
-    assert page.having("aria-label", "wrong:").count("svg") == 2
+def test_every_class_and_what_was_won_has_a_film_with_four_marked_answers(page: Page) -> None:
+    """The student won the second and the third video, and lost none."""
+    films = len(CLASSES) + 2
+    assert len(page.having("class", "strip")) == films
+    assert page.having("class", "frames small").count("img") == films
+    assert page.having("aria-label", "right:").count("svg") == 10 + 6
+    assert page.having("aria-label", "wrong:").count("svg") == 2 + 2
+    text = " ".join(page.text.split())
+    assert "only the student is right 2 of 2 videos" in text
+    assert "only the baseline is right 0 of 0 videos" in text
+
+
+def test_pictures_are_of_a_bounded_size(html: str) -> None:
+    """9 videos won, 9 lost and 24 of classes; 8 steps of 3 clips; a third more as base64."""
+    most = 4 / 3 * ((9 + 9 + 24) * strips.MOST_BYTES + 3 * 8 * residual.MOST_BYTES)
+    assert most < 1_700_000
+    pictures = re.findall(r'src="(data:[^"]*)"', html)
+    assert len(pictures) == 5 + 3 * 2
+    assert max(map(len, pictures)) < 4 / 3 * strips.MOST_BYTES + 100
+    noise = np.random.default_rng(0).integers(256, size=(96, 12 * 96, 3), dtype=np.uint8)
+    assert len(picture_uri(noise, strips.MOST_BYTES)) < 4 / 3 * strips.MOST_BYTES + 100
+
+
+def test_intervals_calibration_and_agreement_are_on_the_page(page: Page) -> None:
+    text = " ".join(page.text.split()).replace("\u202f", " ")
+    assert "95 % interval over the videos: +3.1 to +19.4 points" in text
+    assert "83.4 %80.3–86.1" in text
+    assert text.count("calibration error 8.1 %; 4.3 % at temperature 1.37") == 4
+    assert "Baseline 81.2 % 76.5 %" in text
+    labels = [label for label in page.circles if "accuracy by confidence" in label]
+    assert len(labels) == 4
+    assert "right in 80.0 % of 3 videos" in labels[0].replace("\u202f", " ")
+    assert "<script>alert('x')</script> bow 1 0 +1" in text  # a pair of classes confused less
+
+
+def test_teacher_weights_by_confidence_are_on_the_page(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "ViT surer 0, alike 6, CNN surer 4" in text
+    label = "Weight of the ViT by epoch and by which teacher is surer"
+    assert page.circles[label] == 2 * EPOCHS
 
 
 def test_every_chart_has_a_point_per_epoch(page: Page) -> None:
@@ -99,6 +142,7 @@ def test_every_chart_has_a_point_per_epoch(page: Page) -> None:
         "Mean weight of the ViT": EPOCHS,
         "Clips where the ViT leads": EPOCHS,
     }
+    by_epoch.pop("", None)
     assert {label.partition(" by epoch")[0]: n for label, n in by_epoch.items()} == expected
 
 
@@ -142,10 +186,13 @@ def test_a_video_that_is_gone_is_said_to_be_gone(
         ("distill/student.csv", "dualkd distill"),
         ("distill/baseline.csv", "dualkd distill"),
         ("distill/datw.csv", "dualkd distill"),
+        ("distill/datw_confidence.csv", "dualkd distill"),
         ("distill/distill.json", "dualkd distill"),
         ("evaluate/metrics.json", "dualkd evaluate"),
         ("evaluate/answers.parquet", "dualkd evaluate"),
         ("evaluate/by_class.csv", "dualkd evaluate"),
+        ("evaluate/confusions.csv", "dualkd evaluate"),
+        ("evaluate/reliability.csv", "dualkd evaluate"),
     ],
 )
 def test_a_missing_input_is_named_with_the_command_that_makes_it(
@@ -217,23 +264,45 @@ def test_a_cache_that_is_not_there(
 
 
 def test_teacher_time_is_the_arithmetic_on_the_page() -> None:
-    saving = findings.Saving(rows=2400, clips=600, epochs=14, cache_ms=50.0, online_ms=50.0)
-    assert (saving.once_sec, saving.student_sec) == (120.0, 420.0)
-    assert saving.break_even == "after 4 of the first student’s 14 epochs"
-    short = findings.Saving(rows=2400, clips=600, epochs=1, cache_ms=50.0, online_ms=50.0)
+    found = saving.Saving(rows=2400, clips=600, epochs=14, cache_ms=50.0, online_ms=50.0)
+    assert (found.once_sec, found.student_sec) == (120.0, 420.0)
+    assert found.break_even == "after 4 of the first student’s 14 epochs"
+    short = saving.Saving(rows=2400, clips=600, epochs=1, cache_ms=50.0, online_ms=50.0)
     assert short.break_even == "with student number 4"
 
 
-def test_the_interval_of_the_gain_is_paired() -> None:
-    label = np.zeros(100, np.int64)
-    student, baseline = np.repeat([0, 1], [80, 20]), np.repeat([0, 1], [70, 30])
-    found = findings.compare(
-        {"label": label, "student_answer": student, "baseline_answer": baseline}
-    )
-    # Ten videos of a hundred were won: variance 0.1 · 0.9 · 100/99.
-    half = 1.96 * (0.09 * 100 / 99 / 100) ** 0.5
-    assert (found.won, found.lost, found.sure) == (10, 0, True)
-    assert found.interval == pytest.approx((0.1 - half, 0.1 + half))
+def test_online_time_by_students_and_epochs() -> None:
+    found = saving.Saving(rows=2400, clips=600, epochs=14, cache_ms=50.0, online_ms=50.0)
+    epochs, rows = found.table
+    assert epochs == [14, 30, 100, 300]
+    assert rows[2] == (5, [5 * 14 * 30.0, 5 * 30 * 30.0, 5 * 100 * 30.0, 5 * 300 * 30.0])
+
+
+def test_videos_won_and_lost_take_turns_over_the_classes() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 0])
+    wrong = (labels + 1) % 3
+    answers = {
+        "label": labels,
+        "student_answer": np.where([1, 1, 1, 1, 0, 0, 1, 0], labels, wrong),
+        "baseline_answer": np.where([0, 0, 0, 0, 1, 0, 1, 1], labels, wrong),
+    }
+    found = findings.compare(answers)
+    assert found.won.tolist() == [0, 1, 2, 3]
+    assert found.lost.tolist() == [4, 7]
+    assert findings.spread_out(found.won, labels, 3) == [0, 3, 1]
+
+
+def test_an_answer_that_is_not_finite_is_none_of_the_classes() -> None:
+    answers = {
+        "verb": {"label": np.array([1, 0]), "student_answer": np.array([-1, 0])},
+        "noun": {"label": np.array([2, 3]), "student_answer": np.array([2, 3])},
+    }
+    whole = findings.together(answers, [2, 4])
+    assert whole["label"].tolist() == [6, 3]
+    assert whole["student_answer"].tolist() == [-1, 3]
+    chart = findings.confusion_chart(answers["verb"], ["a", "b"])
+    assert chart is not None
+    assert chart.count('class="tick middle"') == 1  # the one answer that was given
 
 
 def test_many_classes_and_epochs_are_thinned_and_said_to_be() -> None:
@@ -242,7 +311,7 @@ def test_many_classes_and_epochs_are_thinned_and_said_to_be() -> None:
         for epoch in range(80)
         for number in range(50)
     ]
-    weights = curves.class_weights(rows)
+    weights = datw_charts.class_weights(rows)
     assert weights is not None
     assert weights.most == ("class 49", 0.98)
     assert weights.hidden == "the 20 classes between the extremes and 40 of 80 epochs"

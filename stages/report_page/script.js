@@ -114,7 +114,7 @@ function costChart(figure) {
   const [left, right, top, bottom] = [46, 348, 10, 176]; // as the chart is drawn without a script
 
   function add(tag, attributes, text) {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    const element = document.createElementNS(chart.namespaceURI, tag);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
     if (text !== undefined) element.textContent = text;
     chart.append(element);
