@@ -18,7 +18,7 @@ from cache import open_cache
 from pipeline.config import Run
 from stages import curves, datw_charts, findings, wording
 from stages.examples import Examples, read_examples
-from stages.exported import exported_formats
+from stages.exported import exported_files
 from stages.files import write_text
 from stages.provenance import config_text, provenance
 from stages.reliability import reliability_chart
@@ -26,7 +26,7 @@ from stages.report_inputs import ROLES, TITLES, Inputs, check_same_run, read_inp
 from stages.residual_page import ResidualPage, residual_page
 from stages.saving import find_saving
 
-_PAIRS = 8  # of classes that are confused less, and more
+_PAIRS = 6  # of classes that are confused less, and more
 _PAGE = Path(__file__).parent / "report_page"
 _FILTERS = (
     *("count", "duration", "figure", "percent", "plural"),
@@ -79,7 +79,7 @@ def render(inputs: Inputs, residual: ResidualPage | None, examples: Examples) ->
         saving=find_saving(inputs),
         residual=residual,
         examples=examples,
-        exported=exported_formats(inputs.export),
+        exported=exported_files(inputs.export, inputs.metrics["student"]["weights_sha256"]),
         provenance=provenance(inputs),
         config=config_text(inputs.run),
     )

@@ -40,7 +40,7 @@ class ResidualPage:
         hidden: how many between them are left out.
         highest: the greatest energy of a class, or the end of its interval.
         clips: of some classes, with the picture of each step of time.
-        strongest: the energy of the fullest cell.
+        scale: the energy of the emptiest cell of these clips, and of the fullest.
     """
 
     rows: int
@@ -51,7 +51,7 @@ class ResidualPage:
     hidden: int
     highest: float
     clips: list[tuple[HeatClip, list[Markup]]]
-    strongest: float
+    scale: tuple[float, float]
 
 
 def residual_page(run: Run, cache: TeacherCache) -> ResidualPage | None:
@@ -62,7 +62,8 @@ def residual_page(run: Run, cache: TeacherCache) -> ResidualPage | None:
     clip = cache.identity["teachers"]["vit"]["clip"]
     spec = ClipSpec(clip["frames"], clip["stride"], clip["size"])
     clips = heat_clips(energies, cache, Path(run.prepare.root), spec)
-    strongest = max((float(one.energy.max()) for one in clips), default=0.0)
+    ends = [float(end) for one in clips for end in (one.energy.min(), one.energy.max())]
+    scale = (min(ends, default=0.0), max(ends, default=1.0))
     classes, hidden = extremes(by_class(energies))
     time, height, width = energies.cells.shape[1:]
     return ResidualPage(
@@ -73,13 +74,14 @@ def residual_page(run: Run, cache: TeacherCache) -> ResidualPage | None:
         classes=classes,
         hidden=hidden,
         highest=max((one.interval or (0.0, one.mean))[1] for one in classes) if classes else 1.0,
-        clips=[(one, [_heat(one, step, strongest) for step in one.energy]) for one in clips],
-        strongest=strongest,
+        clips=[(one, [_heat(one, step, scale) for step in one.energy]) for one in clips],
+        scale=scale,
     )
 
 
-def _heat(clip: HeatClip, energy: Energy, strongest: float) -> Markup:
-    """One step of time: a rectangle per cell, as full as its share of the strongest one."""
+def _heat(clip: HeatClip, energy: Energy, scale: tuple[float, float]) -> Markup:
+    """One step of time: a rectangle per cell, the fuller the more energy it has."""
+    low, high = scale
     rows: Sequence[Sequence[float]] = energy.tolist()
     label = f"Energy of the residual, {clip.class_name}: " + "; ".join(
         " ".join(figure(value) for value in row) for row in rows
@@ -89,6 +91,6 @@ def _heat(clip: HeatClip, energy: Energy, strongest: float) -> Markup:
     for y, row in enumerate(rows):
         for x, value in enumerate(row):
             box = add(svg, "rect", x=x * _CELL, y=y * _CELL, width=_CELL, height=_CELL)
-            box.set("fill-opacity", f"{_STRONGEST * value / (strongest or 1.0):.3f}")
+            box.set("fill-opacity", f"{_STRONGEST * (value - low) / ((high - low) or 1.0):.3f}")
             add(box, "title", f"energy {figure(value)}")
     return as_markup(svg)

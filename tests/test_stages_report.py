@@ -120,7 +120,7 @@ def test_intervals_calibration_and_agreement_are_on_the_page(page: Page) -> None
     labels = [label for label in page.circles if "accuracy by confidence" in label]
     assert len(labels) == 4
     assert "right in 80.0 % of 3 videos" in labels[0].replace("\u202f", " ")
-    assert "<script>alert('x')</script> bow 1 0 +1" in text  # a pair of classes confused less
+    assert "<script>alert('x')</script> bow 1 → 0 +1" in text  # a pair of classes confused less
 
 
 def test_teacher_weights_by_confidence_are_on_the_page(page: Page) -> None:
