@@ -49,7 +49,7 @@ def show(
 
 def _table(metrics: Figures, roles: Sequence[str]) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("%", overflow="fold")
+    table.add_column("in %", overflow="fold")
     for heading in ("top-1", "top-5", "mean class", "ECE", "scaled", "ViT", "CNN"):
         table.add_column(heading, justify="right", no_wrap=True)
     for role in roles:

@@ -290,6 +290,14 @@ def _check_answers(inputs: Inputs) -> None:
         raise ReportError(
             f"metrics.json counts {videos} videos, answers.parquet {len(answers)}; {again}"
         )
+    for columns in inputs.answers.values():
+        for role in ROLES:
+            if missing := int((columns[f"{role}_answer"] < 0).sum()):
+                raise ReportError(
+                    f"the output of {role} is not finite for {missing} of {videos} videos: its "
+                    "weights are spoilt, and a page about it would mislead; when they are mended, "
+                    f"{again}"
+                )
     known = set(inputs.samples.table["sample_id"].to_pylist())
     strangers = [name for name in answers if name not in known]
     if strangers:

@@ -45,7 +45,19 @@ def test_metrics_follow_from_the_answers(trained: Run) -> None:
         right = np.array(answers[f"{role}_answer"]) == truth
         assert metrics[role]["top1"] == pytest.approx(right.mean())
         assert metrics[role]["top1"] <= metrics[role]["top5"] <= 1
+        low, high = metrics[role]["top1_interval"]
+        assert 0 <= low <= metrics[role]["top1"] <= high <= 1
+        sure = np.array(answers[f"{role}_probability"])  # in float32, of the softmax of torch
+        places = np.ceil(sure * 15)
+        gaps = [abs((right * 1.0 - sure)[places == one].sum()) for one in range(1, 16)]
+        assert metrics[role]["ece"] == pytest.approx(sum(gaps) / 14, abs=1e-5)
+        shares = [right[truth == one].mean() for one in np.unique(truth)]
+        assert metrics[role]["mean_class_accuracy"] == pytest.approx(np.mean(shares))
+        for teacher in ("vit", "cnn") if role in ("baseline", "student") else ():
+            alike = np.array(answers[f"{role}_answer"]) == np.array(answers[f"{teacher}_answer"])
+            assert metrics[role][f"agreement_{teacher}"] == pytest.approx(alike.mean())
     assert metrics["gain_top1"] == metrics["student"]["top1"] - metrics["baseline"]["top1"]
+    assert metrics["bootstrap"] == {"samples": 2000, "seed": 0, "level": 0.95, "videos": 14}
     by_class = csv.read_csv(out / "by_class.csv").to_pydict()
     mean = np.average(by_class["student"], weights=by_class["videos"])
     assert mean == pytest.approx(metrics["student"]["top1"])

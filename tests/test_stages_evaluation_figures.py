@@ -137,7 +137,7 @@ def test_one_class_is_always_right() -> None:
     assert student["top1_interval"] == (1.0, 1.0)
 
 
-def test_figures_do_not_depend_on_the_order_of_the_videos() -> None:
+def test_figures_follow_from_the_answers_whatever_the_order_of_the_videos() -> None:
     samples, scored = two_heads()
     order = np.random.default_rng(0).permutation(8)
     other = Scored(list(ROLES))
@@ -147,5 +147,6 @@ def test_figures_do_not_depend_on_the_order_of_the_videos() -> None:
         for role, of_role in scored.logits.items()
     }
     videos = videos_of(samples)
+    assert json.dumps(measured(*two_heads())) == json.dumps(measured(samples, scored))
     shuffled = accuracies(other, [videos[row] for row in order], np.ones(8, bool))
     assert shuffled == accuracies(scored, videos, np.ones(8, bool))

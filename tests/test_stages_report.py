@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.datasets import figures
@@ -244,6 +246,18 @@ def test_inputs_that_do_not_fit_are_refused(
     else:
         write_json(path, json.loads(path.read_text()) | change)
     with pytest.raises(ReportError, match=message):
+        report(load_run(videos), cache_path=CACHE)
+
+
+def test_a_network_whose_output_is_not_finite_is_refused(
+    outputs: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(outputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    path = Path("outputs/demo/evaluate/answers.parquet")
+    columns = pq.read_table(path).to_pydict() | {"cnn_answer": [0, -1, -1]}
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(ReportError, match="output of cnn is not finite for 2 of 3 videos"):
         report(load_run(videos), cache_path=CACHE)
 
 
