@@ -89,13 +89,13 @@ class Picture:
 
 
 PICTURES = (
-    Picture("first-screen"),
-    Picture("first-screen-dark", dark=True),
+    Picture("first-screen", height=960),
+    Picture("first-screen-dark", height=960, dark=True),
     Picture("phone", 400, height=900),
     Picture("phone-dark", 400, "#videos", height=900, dark=True),
     Picture("cost", selector="#saved"),
     Picture("classes", selector="#classes > figure"),
-    Picture("videos", selector="#videos"),
+    Picture("videos", selector="#videos", height=860),
     Picture("teachers-dark", selector="#datw", height=1100, dark=True),
     Picture("residual", selector="#residual"),
 )

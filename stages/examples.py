@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.samples import Sample
 from pipeline.views import ClipSpec
-from stages.findings import NO_ANSWER, by_gain, compare, spread_out, together
+from stages.findings import by_gain, compare, spread_out, together
 from stages.progress import track
 from stages.report_inputs import ROLES, Inputs
 from stages.strips import Answer, Strip, make_strips
@@ -92,7 +92,7 @@ def _answer(inputs: Inputs, role: str, row: int) -> Answer:
     for head, classes in inputs.samples.classes.items():
         answers: Mapping[str, NDArray[np.int64]] = inputs.answers[head]
         answer = int(answers[f"{role}_answer"][row])
-        names.append("no answer" if answer == NO_ANSWER else classes[answer])
+        names.append(classes[answer])
         probability *= float(answers[f"{role}_probability"][row])
         right &= bool(answer == answers["label"][row])
     return Answer(role=role, name=" / ".join(names), probability=probability, right=right)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from stages.charts import Cell, grid_chart
 from stages.wording import count, percent, plural
 
-NO_ANSWER = -1  # of an output that is not finite
 _MOST_CLASSES = 30  # of a confusion matrix that can be read
 Array = NDArray[Any]
 
@@ -65,13 +64,11 @@ def together(answers: Mapping[str, Mapping[str, Array]], sizes: Sequence[int]) -
         sizes: number of classes of each head.
     """
     first = next(iter(answers.values()))
-    found = {}
-    for name in first:
-        if name == "label" or name.endswith("_answer"):
-            parts = np.stack([of_head[name] for of_head in answers.values()])
-            whole = np.ravel_multi_index(tuple(np.maximum(parts, 0)), sizes)
-            found[name] = np.where((parts < 0).any(axis=0), NO_ANSWER, whole)
-    return found
+    columns = [name for name in first if name == "label" or name.endswith("_answer")]
+    return {
+        name: np.ravel_multi_index(tuple(of_head[name] for of_head in answers.values()), sizes)
+        for name in columns
+    }
 
 
 def by_gain(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -84,8 +81,7 @@ def confusion_chart(answers: Mapping[str, Array], classes: Sequence[str]) -> Mar
     if len(classes) > _MOST_CLASSES:
         return None
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    given = answers["student_answer"] != NO_ANSWER
-    np.add.at(counts, (answers["label"][given], answers["student_answer"][given]), 1)
+    np.add.at(counts, (answers["label"], answers["student_answer"]), 1)
     cells: list[list[Cell | None]] = []
     for row, (actual, numbers) in enumerate(zip(classes, counts.tolist(), strict=True)):
         whole = max(sum(numbers), 1)

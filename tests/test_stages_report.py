@@ -306,19 +306,6 @@ def test_videos_won_and_lost_take_turns_over_the_classes() -> None:
     assert findings.spread_out(found.won, labels, 3) == [0, 3, 1]
 
 
-def test_an_answer_that_is_not_finite_is_none_of_the_classes() -> None:
-    answers = {
-        "verb": {"label": np.array([1, 0]), "student_answer": np.array([-1, 0])},
-        "noun": {"label": np.array([2, 3]), "student_answer": np.array([2, 3])},
-    }
-    whole = findings.together(answers, [2, 4])
-    assert whole["label"].tolist() == [6, 3]
-    assert whole["student_answer"].tolist() == [-1, 3]
-    chart = findings.confusion_chart(answers["verb"], ["a", "b"])
-    assert chart is not None
-    assert chart.count('class="tick middle"') == 1  # the one answer that was given
-
-
 def test_many_classes_and_epochs_are_thinned_and_said_to_be() -> None:
     rows = [
         {"epoch": epoch, "class": f"class {number}", "vit_weight": number / 50}
