@@ -25,7 +25,7 @@ from selenium.webdriver.common.keys import Keys
 
 Driver = Any
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
+pytestmark = pytest.mark.slow
 
 # Everything that a keyboard has to reach: what can be clicked, and what scrolls.
 REACHABLE = "a[href], button, input, summary, [tabindex='0']"

@@ -123,6 +123,19 @@ def test_a_cache_without_residual_has_nothing_to_show(cache: TeacherCache, tmp_p
     ):
         pass
     assert read_energies(open_cache(tmp_path / "cache"), ["train"]) is None
+    layout = cache.layout
+    with create_cache(  # nothing of it made, or pulled
+        tmp_path / "empty",
+        identity={"format_version": 1},
+        provenance={},
+        samples=samples,
+        fields=[layout.fields["residual"]],
+        views=1,
+        chunk_samples=4,
+        projection={},
+    ):
+        pass
+    assert read_energies(open_cache(tmp_path / "empty"), ["train"]) is None
 
 
 def test_clips_of_three_classes_have_a_frame_for_each_step(cache: TeacherCache) -> None:
