@@ -18,7 +18,13 @@ from pipeline.samples import Samples, read_samples
 from pipeline.subsets import read_subsets
 from pipeline.weights import weights_digest
 from stages.distill import load_students
-from stages.evaluation_figures import Figures, all_figures, bootstrap_facts, calibrations
+from stages.evaluation_figures import (
+    Calibrations,
+    Figures,
+    all_figures,
+    bootstrap_facts,
+    calibrations,
+)
 from stages.evaluation_files import class_rows, confusion_rows, write_answers, write_tables
 from stages.evaluation_table import show
 from stages.files import write_json
@@ -31,13 +37,11 @@ def evaluate(run: Run, *, device: torch.device, decoders: int, batch_size: int) 
     samples = labelled(read_samples(run.samples_path).of_splits([run.evaluate.split]))
     subsets = _subsets(run, samples)
     protocol = PROTOCOLS[run.evaluate.protocol]
-    out = run.outputs / "evaluate"
     models = load_teachers(run, samples, device).by_role() | load_students(run, samples)
     models = {role: model.to(device) for role, model in models.items()}
-    root = Path(run.prepare.root)
     scored = score(
         models,
-        root,
+        Path(run.prepare.root),
         samples,
         decoders,
         batch_size,
@@ -46,8 +50,9 @@ def evaluate(run: Run, *, device: torch.device, decoders: int, batch_size: int) 
     )
     videos = samples.take(scored.rows).table["path"].to_pylist()
     calibrated = calibrations(scored, videos)
-    members = {name: of_subset[scored.rows] for name, of_subset in subsets.items()}
-    figures = all_figures(scored, calibrated, videos, members)
+    figures = all_figures(
+        scored, calibrated, videos, {name: of[scored.rows] for name, of in subsets.items()}
+    )
     gain = {name: figures["student"].pop(name) for name in ("gain_top1", "gain_top1_interval")}
     metrics: dict[str, Any] = {
         "split": run.evaluate.split,
@@ -59,11 +64,22 @@ def evaluate(run: Run, *, device: torch.device, decoders: int, batch_size: int) 
         **gain,
         "bootstrap": bootstrap_facts(videos),
     }
+    _write(run.outputs / "evaluate", metrics, samples, scored, calibrated)
+
+
+def _write(
+    out: Path,
+    metrics: dict[str, Any],
+    samples: Samples,
+    scored: Scored,
+    calibrated: Calibrations,
+) -> None:
+    """Write all files, then show what is in them."""
     by_class, confusions = class_rows(samples, scored), confusion_rows(samples, scored)
     write_json(out / "metrics.json", metrics)
     write_answers(out, samples, scored)
     write_tables(out, samples, scored, calibrated, by_class, confusions)
-    show(metrics, list(models), by_class, confusions)
+    show(metrics, list(scored.logits), by_class, confusions)
 
 
 def _networks(

@@ -194,6 +194,11 @@ def test_verb_noun_and_action_follow_from_the_answers(run: Run, metrics: dict[st
             assert figures["top1"] == pytest.approx(action)
             assert figures["heads"]["noun"]["top5"] == 1.0  # of four
             assert figures["top1"] <= figures["top5"] <= 1.0
+            # Two long videos are drawn from, not nine segments; of one alone nothing is known.
+            assert (figures["heads"]["verb"]["top1_interval"] is None) == (name == "unseen")
+        assert metrics[role]["ece_calibrated"] is not None
+        assert metrics[role]["heads"]["verb"]["temperature"] > 0
+    assert metrics["bootstrap"]["videos"] == 2
 
 
 def test_tables_name_the_head(run: Run, metrics: dict[str, Any]) -> None:
