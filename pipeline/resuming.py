@@ -22,7 +22,7 @@ from pipeline.optimising import Training
 from pipeline.ranks import ALONE, Ranks
 from pipeline.totals import Totals
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class CheckpointError(ValueError):
@@ -38,12 +38,14 @@ class Past:
         best_epoch: the epoch with the best score, from 0; None where none was scored.
         best_score: its score.
         by_class: one list per epoch, of the ViT's weight by class.
+        by_confidence: one list per epoch, of that weight and its clips by the teachers' confidence.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int | None = None
     best_score: float | None = None
     by_class: list[list[float]] = field(default_factory=list)
+    by_confidence: list[list[list[float]]] = field(default_factory=list)
 
 
 def save_checkpoint(

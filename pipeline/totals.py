@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline.learner import Answer
+from pipeline.losses import confidence
 from pipeline.objective import NO_LABEL, Batch
 from pipeline.ranks import ALONE, Ranks
+
+CONFIDENCE_BINS = 5
+"""Of each teacher's confidence in [0, 1], even ones; the last holds 1 too."""
 
 
 class Outcome(NamedTuple):
@@ -39,6 +43,7 @@ class Totals:
         sums: what is added up over clips.
         counts: over how many.
         by_class: sums and counts (2, classes) of the ViT's weight, by the label of the first head.
+        by_confidence: the same (2, bins · bins), by the ViT's bin of confidence, then the CNN's.
         seconds: that it took, in this process.
         waited: seconds of them in which no batch was there.
     """
@@ -47,6 +52,7 @@ class Totals:
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     by_class: Tensor | None = None
+    by_confidence: Tensor | None = None
     seconds: float = 0.0
     waited: float = 0.0
 
@@ -80,13 +86,19 @@ class Totals:
         self._add("vit_weight_squared", vit.square().sum(), size)
         self._add("vit_leads", (vit > 0.5).sum(), size)
         self._add("cnn_leads", (vit < 0.5).sum(), size)
-        if self.by_class is None:
-            self.by_class = torch.zeros(2, self.classes, dtype=torch.float64, device=vit.device)
-        labels = next(iter(batch.labels.values()))
+        head, labels = next(iter(batch.labels.items()))
         there = (labels != NO_LABEL).double()
-        places = labels.clamp(min=0)
-        self.by_class[0].index_add_(0, places, vit * there)
-        self.by_class[1].index_add_(0, places, there)
+        self.by_class = _added(self.by_class, self.classes, labels.clamp(min=0), vit, there)
+        if batch.teachers is None:
+            return
+        pair = batch.teachers.vit_logits[head], batch.teachers.cnn_logits[head]
+        if pair[0] is not None and pair[1] is not None:
+            of_vit, of_cnn = (
+                _bin(confidence(logits=logits)) for logits in pair if logits is not None
+            )
+            places = of_vit * CONFIDENCE_BINS + of_cnn
+            every = torch.ones_like(vit)
+            self.by_confidence = _added(self.by_confidence, CONFIDENCE_BINS**2, places, vit, every)
 
     def _add(self, name: str, value: Tensor, count: Tensor) -> None:
         value, count = value.double(), count.double()
@@ -119,12 +131,20 @@ class Totals:
         sums, counts = ranks.total(self.by_class.clone())
         return [float(mean) for mean in sums / counts]
 
+    def vit_weight_by_confidence(self, ranks: Ranks = ALONE) -> list[list[float]]:
+        """Mean and number of clips by pair of bins; NaN of none. Empty without weights."""
+        if self.by_confidence is None:
+            return []
+        sums, counts = ranks.total(self.by_confidence.clone())
+        return torch.stack([sums / counts, counts], dim=1).tolist()
+
     def state(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
         return {
             "sums": {name: float(value) for name, value in self.sums.items()},
             "counts": {name: float(value) for name, value in self.counts.items()},
             "by_class": None if self.by_class is None else self.by_class.tolist(),
+            "by_confidence": None if self.by_confidence is None else self.by_confidence.tolist(),
             "seconds": self.seconds,
             "waited": self.waited,
         }
@@ -136,11 +156,31 @@ class Totals:
         def placed(values: Any) -> Tensor:
             return torch.tensor(values, dtype=torch.float64, device=device)
 
+        def table(name: str) -> Tensor | None:
+            return None if state[name] is None else placed(state[name])
+
         return cls(
             classes,
             {name: placed(value) for name, value in state["sums"].items()},
             {name: placed(value) for name, value in state["counts"].items()},
-            None if state["by_class"] is None else placed(state["by_class"]),
+            table("by_class"),
+            table("by_confidence"),
             state["seconds"],
             state["waited"],
         )
+
+
+def _bin(confidences: Tensor) -> Tensor:
+    """The bin of each confidence, int64."""
+    return (confidences * CONFIDENCE_BINS).long().clamp(max=CONFIDENCE_BINS - 1)
+
+
+def _added(
+    table: Tensor | None, size: int, places: Tensor, values: Tensor, there: Tensor
+) -> Tensor:
+    """Sums and counts (2, size) with the values added at their places; `there` is 1, or 0."""
+    if table is None:
+        table = torch.zeros(2, size, dtype=torch.float64, device=values.device)
+    table[0].index_add_(0, places, values * there)
+    table[1].index_add_(0, places, there)
+    return table

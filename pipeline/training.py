@@ -36,6 +36,7 @@ class EpochLog:
     epoch: int
     record: dict[str, float] = field(default_factory=dict)
     vit_weight_by_class: list[float] = field(default_factory=list)  # NaN: class not seen
+    vit_weight_by_confidence: list[list[float]] = field(default_factory=list)  # see `Totals`
 
 
 # From an epoch and the number of its first batch: the batches from there on, on the device.
@@ -169,9 +170,14 @@ def train(
         clips = float(ranks.total(totals.counts["loss"].clone())) if totals.counts else 0.0
         record["clips_per_sec"] = clips / max(totals.seconds, 1e-9)
         record["waited"] = totals.waited / max(totals.seconds, 1e-9)
-        by_class = totals.vit_weight_by_class(ranks)
+        log = EpochLog(
+            epoch=epoch,
+            record=record,
+            vit_weight_by_class=totals.vit_weight_by_class(ranks),
+            vit_weight_by_confidence=totals.vit_weight_by_confidence(ranks),
+        )
         training.begin_epoch(epoch + 1)
-        yield EpochLog(epoch=epoch, record=record, vit_weight_by_class=by_class)
+        yield log
 
 
 def _wrapped(learner: Learner, recipe: Recipe, device: torch.device, ranks: Ranks) -> nn.Module:

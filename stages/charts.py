@@ -1,7 +1,6 @@
 """Charts as SVG: lines over epochs, grids of shaded cells, dots with a mean and its interval.
 
-Colours and fonts are classes that the page's style sheet gives a look, light and dark. The trees
-are built with ElementTree, so whatever a class is called is escaped.
+Colours and fonts are classes that the page's style sheet gives a look, light and dark.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from stages.svg import add, as_markup, svg_root
 from stages.wording import figure
 
 Item = TypeVar("Item")
@@ -80,21 +80,21 @@ def line_chart(
     y_ticks = ticks(min(values) if low is None else low, max(values) if high is None else high)
     xs = sorted({x for line in lines for x, _ in line.points})
     frame = _Frame(xs[0], xs[-1], y_ticks[0], y_ticks[-1])
-    svg = _svg(label, _WIDTH, _HEIGHT, "chart")
+    svg = svg_root(label, _WIDTH, _HEIGHT, "chart")
     for y in y_ticks:
         _add_rule(svg, frame.down(y), "rule")
-        _add(svg, "text", show(y), cls="tick end", x=_LEFT - 6, y=frame.down(y) + 4)
+        add(svg, "text", show(y), cls="tick end", x=_LEFT - 6, y=frame.down(y) + 4)
     below = _HEIGHT - _BOTTOM + 15.0
     for x in _spread(xs, 8):
-        _add(svg, "text", f"{x:g}", cls="tick middle", x=frame.across(x), y=below)
-    _add(svg, "text", x_name, cls="tick middle", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 4)
+        add(svg, "text", f"{x:g}", cls="tick middle", x=frame.across(x), y=below)
+    add(svg, "text", x_name, cls="tick middle", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 4)
     if mark is not None:
         _add_rule(svg, frame.down(mark), "mark")
     for line in lines:
         _add_line(
             svg, frame, line, [f"{line.name}, {x_name} {x:g}: {show(y)}" for x, y in line.points]
         )
-    return _markup(svg)
+    return as_markup(svg)
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ class _Frame:
 def _add_line(svg: ElementTree.Element, frame: _Frame, line: Line, titles: Sequence[str]) -> None:
     places = [(frame.across(x), frame.down(y)) for x, y in line.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    _add(svg, "polyline", cls=f"line {line.kind}", points=path)
+    add(svg, "polyline", cls=f"line {line.kind}", points=path)
     radius = 2.4 if len(places) <= 40 else 1.2
     for (x, y), title in zip(places, titles, strict=True):
-        dot = _add(svg, "circle", cls=f"dot {line.kind}", cx=x, cy=y, r=radius)
-        _add(dot, "title", title)
+        dot = add(svg, "circle", cls=f"dot {line.kind}", cx=x, cy=y, r=radius)
+        add(dot, "title", title)
 
 
 def _add_rule(svg: ElementTree.Element, y: float, kind: str) -> None:
-    _add(svg, "line", cls=kind, x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y)
+    add(svg, "line", cls=kind, x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y)
 
 
 def grid_chart(
@@ -157,25 +157,25 @@ def grid_chart(
     right = 4 + 3.6 * len(_shortened(columns[-1])) if slanted else 46.0 if ends else 4.0
     cell = (cell_width or (_WIDTH - left - right) / len(columns), cell_height)
     width, height = left + len(columns) * cell[0] + right, top + len(rows) * cell[1]
-    svg = _svg(label, width, height + (4 if slanted else 20), "grid")
+    svg = svg_root(label, width, height + (4 if slanted else 20), "grid")
     for row, name in enumerate(rows):
         middle = top + (row + 0.5) * cell[1] + 4
-        _add(svg, "text", _shortened(name), cls="tick end", x=left - 6, y=middle)
+        add(svg, "text", _shortened(name), cls="tick end", x=left - 6, y=middle)
         for column, content in enumerate(cells[row]):
             if content is not None:
                 _add_cell(svg, content, left + column * cell[0], top + row * cell[1], cell)
         if ends:
             x = left + len(columns) * cell[0] + 6
-            _add(svg, "text", ends[row], cls="tick", x=x, y=middle)
+            add(svg, "text", ends[row], cls="tick", x=x, y=middle)
     shown = range(len(columns)) if slanted else _spread(range(len(columns)), 8)
     for column in shown:
         x, name = left + (column + 0.5) * cell[0], _shortened(columns[column])
         if slanted:
             turn = f"translate({x + 3:.1f} {top - 5:.1f}) rotate(-55)"
-            _add(svg, "text", name, cls="tick", transform=turn)
+            add(svg, "text", name, cls="tick", transform=turn)
         else:
-            _add(svg, "text", name, cls="tick middle", x=x, y=height + 14)
-    return _markup(svg)
+            add(svg, "text", name, cls="tick middle", x=x, y=height + 14)
+    return as_markup(svg)
 
 
 @dataclass(frozen=True)
@@ -226,32 +226,32 @@ def dot_chart(
         share = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         return left + share * (width - left - 24)
 
-    svg = _svg(label, width, bottom + 44, "dots")
+    svg = svg_root(label, width, bottom + 44, "dots")
     if style:
         svg.set("xmlns", "http://www.w3.org/2000/svg")
-        _add(svg, "style", style)
-        _add(svg, "rect", cls="page", width="100%", height="100%")
+        add(svg, "style", style)
+        add(svg, "rect", cls="page", width="100%", height="100%")
     for x in x_ticks:
-        _add(svg, "line", cls="rule", x1=across(x), x2=across(x), y1=6, y2=bottom)
-        _add(svg, "text", show(x), cls="tick middle", x=across(x), y=bottom + 16)
-    _add(svg, "text", x_name, cls="tick middle", x=(left + width - 24) / 2, y=bottom + 36)
+        add(svg, "line", cls="rule", x1=across(x), x2=across(x), y1=6, y2=bottom)
+        add(svg, "text", show(x), cls="tick middle", x=across(x), y=bottom + 16)
+    add(svg, "text", x_name, cls="tick middle", x=(left + width - 24) / 2, y=bottom + 36)
     if mark is not None:
-        _add(svg, "line", cls="mark", x1=across(mark), x2=across(mark), y1=6, y2=bottom)
+        add(svg, "line", cls="mark", x1=across(mark), x2=across(mark), y1=6, y2=bottom)
     for number, row in enumerate(rows):
         y = 8 + height * (number + 0.5)
-        _add(svg, "text", row.name, cls="end", x=left - 10, y=y + 4)
-        group = _add(svg, "g", cls=row.kind)
+        add(svg, "text", row.name, cls="end", x=left - 10, y=y + 4)
+        group = add(svg, "g", cls=row.kind)
         if row.interval is not None:
             low, high = map(across, row.interval)
-            bar = _add(group, "line", cls="range", x1=low, x2=high, y1=y, y2=y)
-            _add(bar, "title", f"{row.name}: {show(row.interval[0])} … {show(row.interval[1])}")
+            bar = add(group, "line", cls="range", x1=low, x2=high, y1=y, y2=y)
+            add(bar, "title", f"{row.name}: {show(row.interval[0])} … {show(row.interval[1])}")
         for name, value in row.values:
-            dot = _add(group, "circle", cls="dot", cx=across(value), cy=y, r=4)
-            _add(dot, "title", f"{name}: {show(value)}")
+            dot = add(group, "circle", cls="dot", cx=across(value), cy=y, r=4)
+            add(dot, "title", f"{name}: {show(value)}")
         x, r = across(row.mean), 6
         path = f"M{x - r:.1f} {y}L{x:.1f} {y - r}L{x + r:.1f} {y}L{x:.1f} {y + r}Z"
-        _add(_add(group, "path", cls="mean", d=path), "title", f"{row.name}: {show(row.mean)}")
-    return _markup(svg)
+        add(add(group, "path", cls="mean", d=path), "title", f"{row.name}: {show(row.mean)}")
+    return as_markup(svg)
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -277,50 +277,14 @@ def _shortened(name: str) -> str:
 def _add_cell(
     svg: ElementTree.Element, content: Cell, x: float, y: float, cell: tuple[float, float]
 ) -> None:
-    group = _add(svg, "g")
-    _add(group, "title", content.title)
+    group = add(svg, "g")
+    add(group, "title", content.title)
     strength = min(max(content.strength, 0.0), 1.0) * _STRONGEST
     for kind, opacity in (("empty", 1.0), (content.kind, strength)):
-        box = _add(group, "rect", cls=kind, x=x + 0.5, y=y + 0.5)
+        box = add(group, "rect", cls=kind, x=x + 0.5, y=y + 0.5)
         box.set("width", f"{cell[0] - 1:.2f}")
         box.set("height", f"{cell[1] - 1:.2f}")
         box.set("fill-opacity", f"{opacity:.2f}")
     if content.text:
         middle, base = x + cell[0] / 2, y + cell[1] / 2 + 4
-        _add(group, "text", content.text, cls="tick middle", x=middle, y=base)
-
-
-def _svg(label: str, width: float, height: float, kind: str) -> ElementTree.Element:
-    return ElementTree.Element(
-        "svg",
-        {
-            "class": kind,
-            "viewBox": f"0 0 {width:.0f} {height:.0f}",
-            "width": f"{width:.0f}",
-            "height": f"{height:.0f}",
-            "role": "img",
-            "aria-label": label,
-        },
-    )
-
-
-def _add(
-    parent: ElementTree.Element,
-    tag: str,
-    text: str | None = None,
-    *,
-    cls: str | None = None,
-    **attributes: float | str,
-) -> ElementTree.Element:
-    """Add a child; numbers are written with two decimals at most."""
-    child = ElementTree.SubElement(parent, tag)
-    child.text = text
-    if cls is not None:
-        child.set("class", cls)
-    for name, value in attributes.items():
-        child.set(name, value if isinstance(value, str) else f"{round(value, 2):g}")
-    return child
-
-
-def _markup(svg: ElementTree.Element) -> Markup:
-    return Markup(ElementTree.tostring(svg, encoding="unicode"))  # noqa: S704 (escaped just here)
+        add(group, "text", content.text, cls="tick middle", x=middle, y=base)

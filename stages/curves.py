@@ -1,20 +1,18 @@
-"""The training logs as panels: every loss term, accuracy, and how DATW's weights move."""
+"""The training logs as panels: every loss term, accuracy, and means of DATW's weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 from pipeline.config_training import Weights
-from stages.charts import Cell, Line, grid_chart, line_chart
+from stages.charts import Line, line_chart
 from stages.wording import figure, percent, short_percent
 
 Log = Mapping[str, Sequence[float]]  # column → a value per epoch
-_MOST_ROWS, _MOST_COLUMNS = 30, 40  # of the weights by class
 
 _TERMS = {
     "kd": ("KD with DATW", "KL divergence to the weighted teachers"),
@@ -115,68 +113,3 @@ def _panel(
 
 def _rounded(value: float, shares: bool) -> str:
     return percent(value) if shares else figure(value)
-
-
-@dataclass(frozen=True)
-class ClassWeights:
-    """DATW's weights by class.
-
-    Attributes:
-        chart: a row per class, a column per epoch.
-        reach: the fullest colour stands for one half ± this.
-        most: the class with the ViT's highest weight in the last epoch, and that weight.
-        least: the class with the lowest.
-        hidden: classes and epochs that are left out, in words; empty where there are none.
-    """
-
-    chart: Markup
-    reach: float
-    most: tuple[str, float]
-    least: tuple[str, float]
-    hidden: str
-
-
-def class_weights(rows: Sequence[Mapping[str, Any]]) -> ClassWeights | None:
-    """From the rows of `datw.csv` (epoch, class, vit_weight); None where DATW was off.
-
-    A weight is None where no clip of the class was seen in an epoch.
-    """
-    table: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if row["vit_weight"] is not None:
-            table.setdefault(row["class"], {})[row["epoch"]] = row["vit_weight"]
-    if not table:
-        return None
-    epochs = sorted({epoch for of_class in table.values() for epoch in of_class})
-    last = {name: of_class[max(of_class)] for name, of_class in table.items()}
-    names = sorted(last, key=lambda name: -last[name])
-    shown = names
-    if len(names) > _MOST_ROWS:
-        shown = names[: _MOST_ROWS // 2] + names[-_MOST_ROWS // 2 :]
-    columns = epochs[:: -(-len(epochs) // _MOST_COLUMNS)]
-    reach = max(abs(table[name][e] - 0.5) for name in shown for e in columns if e in table[name])
-    cells = [[_weight_cell(name, e, table[name].get(e), reach) for e in columns] for name in shown]
-    hidden = []
-    if len(shown) < len(names):
-        hidden.append(f"the {len(names) - len(shown)} classes between the extremes")
-    if len(columns) < len(epochs):
-        hidden.append(f"{len(epochs) - len(columns)} of {len(epochs)} epochs")
-    chart = grid_chart(
-        f"Weight of the ViT by class and epoch; at the end highest for {names[0]}, "
-        f"{percent(last[names[0]])}, lowest for {names[-1]}, {percent(last[names[-1]])}",
-        shown,
-        [str(epoch + 1) for epoch in columns],
-        cells,
-        cell_height=15,
-        ends=[percent(last[name]) for name in shown],
-    )
-    ends = [(name, last[name]) for name in (names[0], names[-1])]
-    return ClassWeights(chart, reach, ends[0], ends[1], " and ".join(hidden))
-
-
-def _weight_cell(name: str, epoch: int, weight: float | None, reach: float) -> Cell | None:
-    if weight is None:
-        return None
-    lean = weight - 0.5
-    title = f"{name}, epoch {epoch + 1}: ViT {percent(weight)}, CNN {percent(1 - weight)}"
-    return Cell("vit" if lean > 0 else "cnn", abs(lean) / max(reach, 1e-9), title)

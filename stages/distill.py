@@ -24,6 +24,7 @@ from pipeline.objective import LABELS_ONLY
 from pipeline.ranks import ALONE, Ranks, joined, launched
 from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, samples_from_table
+from pipeline.totals import CONFIDENCE_BINS
 from pipeline.weights import load_weights, weights_digest
 from stages.feed import Part, used_part
 from stages.files import write_csv, write_json, write_json_lines
@@ -236,7 +237,7 @@ def _run_in_turn(jobs: Sequence[Job], ranks: Ranks) -> list[Past]:
 
 
 def _write_logs(out: Path, pasts: Mapping[str, Past], samples: Samples) -> None:
-    """One line per run and epoch as JSON, one table per run, one of DATW's weights by class."""
+    """One line per run and epoch as JSON, one table per run, two of DATW's weights."""
     lines = [
         {"variant": variant, **record} for variant, past in pasts.items() for record in past.records
     ]
@@ -253,3 +254,24 @@ def _write_logs(out: Path, pasts: Mapping[str, Past], samples: Samples) -> None:
         [("epoch", pa.int64()), ("class", pa.string()), ("vit_weight", pa.float64())]
     )
     write_csv(out / "datw.csv", pa.Table.from_pylist(weights, schema=schema))
+    write_csv(out / "datw_confidence.csv", _by_confidence(pasts["student"]))
+
+
+def _by_confidence(past: Past) -> pa.Table:
+    """DATW's weights by epoch and both teachers' confidence: bins, named by their low ends."""
+    rows = [
+        (epoch, place // CONFIDENCE_BINS, place % CONFIDENCE_BINS, int(clips), weight)
+        for epoch, by_confidence in enumerate(past.by_confidence)
+        for place, (weight, clips) in enumerate(by_confidence)
+        if clips
+    ]
+    epochs, of_vit, of_cnn, clips, weights = zip(*rows, strict=True) if rows else [()] * 5
+    return pa.table(
+        {
+            "epoch": pa.array(epochs, pa.int64()),
+            "vit_confidence": pa.array([low / CONFIDENCE_BINS for low in of_vit], pa.float64()),
+            "cnn_confidence": pa.array([low / CONFIDENCE_BINS for low in of_cnn], pa.float64()),
+            "clips": pa.array(clips, pa.int64()),
+            "vit_weight": pa.array(weights, pa.float64()),
+        }
+    )

@@ -20,8 +20,21 @@ from pipeline.config import Run
 from pipeline.samples import Samples, read_samples
 
 ROLES = ("vit", "cnn", "baseline", "student")
-_DISTILL = ("baseline.csv", "student.csv", "datw.csv", "distill.json")
-_EVALUATE = ("metrics.json", "answers.parquet", "by_class.csv")
+TITLES = {
+    "vit": "ViT teacher",
+    "cnn": "CNN teacher",
+    "baseline": "Baseline",
+    "student": "Student",
+}
+_DISTILL = ("baseline.csv", "student.csv", "datw.csv", "datw_confidence.csv", "distill.json")
+_EVALUATE = (
+    *("metrics.json", "answers.parquet"),
+    *("by_class.csv", "confusions.csv", "reliability.csv"),
+)
+_NAMES = ("class", "head", "actual", "predicted", "role")  # columns of text
+_AGREEMENT = ("agreement_vit", "agreement_cnn")
+_ALL_HEADS = "action"  # what `evaluate` calls several heads together
+Interval = tuple[float, float] | None
 
 
 class ReportError(ValueError):
@@ -30,11 +43,18 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Score:
-    """What `evaluate` says of one network."""
+    """What `evaluate` says of one network; of several heads, of all of them together."""
 
     model: str
     top1: float
+    top1_interval: Interval
     top5: float
+    top5_interval: Interval
+    mean_class_accuracy: float
+    mean_class_interval: Interval
+    temperature: float | None
+    ece: float | None
+    ece_calibrated: float | None
     parameters: int
     flops: int
     ms_per_clip: float
@@ -53,11 +73,15 @@ class Inputs:
         sample_ids: of the answers, in their order.
         answers: `evaluate/answers.parquet` by head, then column: `label`, `student_answer`, ….
         by_class: the rows of `evaluate/by_class.csv` by head.
+        removed: those of `evaluate/confusions.csv`, the mistakes that distillation removed.
+        reliability: those of `evaluate/reliability.csv`, of all heads together.
         logs: `distill/<variant>.csv` by variant, then column.
         datw: the rows of `distill/datw.csv`.
+        datw_confidence: those of `distill/datw_confidence.csv`.
         distill: `distill/distill.json`.
         teach: `teach.json`.
         cache: what `cache.describe` says.
+        export: `export/export.json`; None where nothing was exported.
     """
 
     run: Run
@@ -68,11 +92,15 @@ class Inputs:
     sample_ids: list[str]
     answers: dict[str, dict[str, NDArray[Any]]]
     by_class: dict[str, list[dict[str, Any]]]
+    removed: dict[str, list[dict[str, Any]]]
+    reliability: list[dict[str, Any]]
     logs: dict[str, dict[str, list[float]]]
     datw: list[dict[str, Any]]
+    datw_confidence: list[dict[str, Any]]
     distill: dict[str, Any]
     teach: dict[str, Any]
     cache: dict[str, Any]
+    export: dict[str, Any] | None
 
 
 def read_inputs(run: Run, cache_path: str | Path) -> Inputs:
@@ -96,7 +124,11 @@ def read_inputs(run: Run, cache_path: str | Path) -> Inputs:
     samples = read_samples(run.samples_path).of_splits([run.evaluate.split])
     if len(samples.heads) > 1:
         keys += [f"{role}.heads.{head}.top1" for role in ROLES for head in samples.heads]
+    keys += [f"{role}.{figure}" for role in ("baseline", "student") for figure in _AGREEMENT]
     about = ["split", "protocol", "views", "videos", "unreadable", "gain_top1"]
+    about += ["gain_top1_interval", "bootstrap.samples", "bootstrap.level"]
+    export = _File(run, "export", run.outputs / "export" / "export.json")
+    heads = list(samples.classes)
     metrics = evaluate["metrics.json"].json([*about, *keys])
     return Inputs(
         run=run,
@@ -105,18 +137,28 @@ def read_inputs(run: Run, cache_path: str | Path) -> Inputs:
         metrics_time=datetime.fromtimestamp(evaluate["metrics.json"].path.stat().st_mtime, UTC),
         scores={role: Score(**{name: metrics[role][name] for name in figures}) for role in ROLES},
         sample_ids=evaluate["answers.parquet"].table(["sample_id"])["sample_id"].to_pylist(),
-        answers=_answers(evaluate["answers.parquet"], list(samples.classes)),
-        by_class=_by_class(evaluate["by_class.csv"], list(samples.classes)),
+        answers=_answers(evaluate["answers.parquet"], heads),
+        by_class=_by_head(evaluate["by_class.csv"], heads, ["class", "videos", *ROLES, "gain"]),
+        removed=_by_head(
+            evaluate["confusions.csv"],
+            heads,
+            ["actual", "predicted", "baseline", "student", "removed"],
+        ),
+        reliability=_reliability(evaluate["reliability.csv"]),
         logs={
             variant: distill[f"{variant}.csv"].table(["epoch", "loss", "ce"]).to_pydict()
             for variant in ("baseline", "student")
         },
         datw=distill["datw.csv"].table(["epoch", "class", "vit_weight"]).to_pylist(),
+        datw_confidence=distill["datw_confidence.csv"]
+        .table(["epoch", "vit_confidence", "cnn_confidence", "clips", "vit_weight"])
+        .to_pylist(),
         distill=distill["distill.json"].json(
             ["cache_fingerprint", "rows_per_epoch", "config", "weights_sha256"]
         ),
         teach=teach.json(["vit.weights_sha256", "cnn.weights_sha256"]),
         cache=describe(cache_path),
+        export=export.json([]) if export.path.exists() else None,
     )
 
 
@@ -131,11 +173,20 @@ def _answers(file: _File, heads: list[str]) -> dict[str, dict[str, NDArray[Any]]
     }
 
 
-def _by_class(file: _File, heads: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _by_head(
+    file: _File, heads: list[str], columns: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
     """The rows by head; of several heads each row says whose it is."""
     several = len(heads) > 1
-    rows = file.table([*(["head"] if several else []), "class", "videos", *ROLES]).to_pylist()
+    rows = file.table([*(["head"] if several else []), *columns]).to_pylist()
     return {head: [row for row in rows if not several or row["head"] == head] for head in heads}
+
+
+def _reliability(file: _File) -> list[dict[str, Any]]:
+    """The bins of confidence of all heads together."""
+    columns = ["role", "calibrated", "bin_low", "bin_high", "videos", "confidence", "accuracy"]
+    rows = file.table(columns).to_pylist()
+    return [row for row in rows if row.get("head", _ALL_HEADS) == _ALL_HEADS]
 
 
 @dataclass(frozen=True)
@@ -164,7 +215,7 @@ class _File:
         """A table with at least these columns, from CSV or parquet."""
         content = io.BytesIO(self._bytes())
         # A class may be called `1` or `true`: names are never guessed to be something else.
-        options = pa.csv.ConvertOptions(column_types={"class": pa.string(), "head": pa.string()})
+        options = pa.csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, pa.string()))
         try:
             if self.path.suffix == ".csv":
                 table = pa.csv.read_csv(content, convert_options=options)

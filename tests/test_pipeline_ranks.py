@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from pyarrow import csv
 
 from cache import open_cache
 from chain_making import write_config
@@ -120,6 +121,8 @@ def test_two_ranks_are_one(mini: Run) -> None:
     final = json.loads((out / "distill.json").read_text())["final"]
     assert final["student"]["kd"] > 0
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    clips = csv.read_csv(out / "datw_confidence.csv")["clips"].to_pylist()
+    assert sum(clips) == sum(map(len, batches)) / 2  # of one epoch, of both ranks
     assert not list(out.rglob("checkpoint.pt"))
 
 

@@ -137,7 +137,7 @@ def test_what_is_no_checkpoint_is_refused_and_nothing_in_it_runs(
     elif what == "text":
         path.write_text("no checkpoint")
     else:
-        head = {"format": 2, "belongs_to": json.dumps(BELONGS_TO), "past": Code()}
+        head = {"format": 3, "belongs_to": json.dumps(BELONGS_TO), "past": Code()}
         content = {"code": head, "state dict": training.learner.model.state_dict(), "list": [1, 2]}[
             what
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.objective import (
     total_loss,
 )
 from pipeline.optimising import make_optimiser, start_training
+from pipeline.totals import Totals
 from pipeline.training import (
     EpochLog,
     epoch_batches,
@@ -425,8 +427,52 @@ def test_the_record_of_an_epoch_by_hand() -> None:
     # Verbs 0 1 2 3 and 0 1: two classes seen twice, two once, the last never.
     by_class = [(vit[0] + vit[4]) / 2, (vit[1] + vit[5]) / 2, vit[2], vit[3], math.nan]
     assert log.vit_weight_by_class == pytest.approx(by_class, rel=1e-4, nan_ok=True)
+    check_by_confidence(log.vit_weight_by_confidence, [one.batch for one in answers], vit)
     assert "sdd" not in record
     assert record["clips_per_sec"] > 0
+
+
+def test_an_epoch_that_goes_on_from_its_state_has_the_same_totals() -> None:
+    learner = learner_of(*make_network())
+    outcomes = [
+        outcome
+        for seed in (1, 2)
+        for outcome in train_step(
+            learner, make_batch(4, seed), Method(ALL), torch.optim.SGD(learner.parameters()), 1.0
+        )
+    ]
+    whole, half = Totals(5), Totals(5)
+    for outcome in outcomes:
+        whole.add(outcome)
+    half.add(outcomes[0])
+    resumed = Totals.from_state(5, json.loads(json.dumps(half.state())), torch.device("cpu"))
+    resumed.add(outcomes[1])
+    assert resumed.state() == whole.state()
+    assert str(resumed.vit_weight_by_confidence()) == str(whole.vit_weight_by_confidence())
+
+
+def check_by_confidence(found: list[list[float]], batches: list[Batch], vit: list[float]) -> None:
+    """Fifths of 1 - H / log K of both teachers, by numpy, a clip at a time."""
+
+    def fifth(logits: Tensor) -> int:
+        probabilities = np.exp(logits.double().numpy())
+        probabilities /= probabilities.sum()
+        entropy = -(probabilities * np.log(probabilities)).sum()
+        return min(int(5 * (1 - entropy / np.log(len(probabilities)))), 4)
+
+    weights: list[list[float]] = [[] for _ in range(25)]
+    rows = [(batch, row) for batch in batches for row in range(len(batch.names))]
+    for (batch, row), weight in zip(rows, vit, strict=True):
+        assert batch.teachers is not None
+        head = next(iter(batch.labels))
+        pair = batch.teachers.vit_logits[head], batch.teachers.cnn_logits[head]
+        of_vit, of_cnn = (fifth(logits[row]) for logits in pair if logits is not None)
+        weights[5 * of_vit + of_cnn].append(weight)
+    assert len([one for one in weights if one]) > 2
+    for (mean, clips), of_bin in zip(found, weights, strict=True):
+        assert clips == len(of_bin)
+        wanted = np.mean(of_bin) if of_bin else math.nan
+        assert mean == pytest.approx(wanted, rel=1e-4, nan_ok=True)
 
 
 def test_a_run_on_labels_logs_nothing_of_teachers() -> None:
@@ -436,6 +482,7 @@ def test_a_run_on_labels_logs_nothing_of_teachers() -> None:
     wanted |= {"accuracy/verb", "accuracy/noun", "accuracy/action"}
     assert set(log.record) == wanted
     assert log.vit_weight_by_class == []
+    assert log.vit_weight_by_confidence == []
 
 
 def test_the_loop_asks_for_each_epoch_and_trains_in_training_mode() -> None:

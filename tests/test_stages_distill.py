@@ -217,6 +217,7 @@ def test_both_students_side_by_side(mini: Run) -> None:
         "baseline.csv",
         "baseline.safetensors",
         "datw.csv",
+        "datw_confidence.csv",
         "distill.json",
         "metrics.jsonl",
         "student",

@@ -15,9 +15,9 @@ import pytest
 
 from pipeline.datasets import figures
 from report_making import CACHE, CLASSES, EPOCHS, SCORES, Page, load_run, make_run
-from stages import curves, findings, wording
-from stages.charts import ticks
+from stages import residual, strips, wording
 from stages.files import write_json
+from stages.pictures import picture_uri
 from stages.report import report
 from stages.report_inputs import ReportError
 
@@ -72,21 +72,64 @@ def test_the_page_fetches_nothing(html: str, page: Page) -> None:
         if name in ("src", "href", "srcset", "xlink:href", "data", "action", "poster")
     ]
     assert references
-    assert all(value and value.startswith(("#", "data:image/jpeg;base64,")) for value in references)
-    assert not re.search(r"https?://|url\(|@import", html)
+    assert all(value and value.startswith(("#", "data:image/webp;base64,")) for value in references)
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest|WebSocket", html)
+    (policy,) = (
+        str(attributes["content"])
+        for _, attributes in page.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; img-src data:; ")  # browsers see to it, too
 
 
 def test_names_are_escaped_and_stay_names(html: str, page: Page) -> None:
-    assert "<script" not in html
+    assert html.count("<script>") == html.count("<script") == 2  # the page's own
+    assert "alert(" not in html.replace("&lt;script&gt;alert(", "")
     for name in CLASSES:
         assert name in page.text
 
 
-def test_every_class_has_a_strip_with_four_marked_answers(page: Page) -> None:
-    assert len(page.having("class", "strip")) == len(CLASSES)
-    assert page.having("class", "small").count("img") == 8 * len(CLASSES)
-    assert page.having("aria-label", "right:").count("svg") == 10
-    assert page.having("aria-label", "wrong:").count("svg") == 2
+def test_every_class_and_what_was_won_has_a_film_with_four_marked_answers(page: Page) -> None:
+    """The student won the second and the third video, and lost none."""
+    films = len(CLASSES) + 2
+    assert len(page.having("class", "strip")) == films
+    assert page.having("class", "frames small").count("img") == films
+    assert page.having("aria-label", "right:").count("svg") == 10 + 6
+    assert page.having("aria-label", "wrong:").count("svg") == 2 + 2
+    text = " ".join(page.text.split())
+    assert "only the student is right 2 of 2 videos" in text
+    assert "only the baseline is right 0 of 0 videos" in text
+
+
+def test_pictures_are_of_a_bounded_size(html: str) -> None:
+    """9 videos won, 9 lost and 24 of classes; 8 steps of 3 clips; a third more as base64."""
+    most = 4 / 3 * ((9 + 9 + 24) * strips.MOST_BYTES + 3 * 8 * residual.MOST_BYTES)
+    assert most < 1_700_000
+    pictures = re.findall(r'src="(data:[^"]*)"', html)
+    assert len(pictures) == 5 + 3 * 2
+    assert max(map(len, pictures)) < 4 / 3 * strips.MOST_BYTES + 100
+    noise = np.random.default_rng(0).integers(256, size=(96, 12 * 96, 3), dtype=np.uint8)
+    assert len(picture_uri(noise, strips.MOST_BYTES)) < 4 / 3 * strips.MOST_BYTES + 100
+
+
+def test_intervals_calibration_and_agreement_are_on_the_page(page: Page) -> None:
+    text = " ".join(page.text.split()).replace("\u202f", " ")
+    assert "95 % interval over the videos: +3.1 to +19.4 points" in text
+    assert "83.4 %80.3–86.1" in text
+    assert text.count("calibration error 8.1 %; 4.3 % at temperature 1.37") == 4
+    labels = [label for label in page.circles if "accuracy by confidence" in label]
+    assert len(labels) == 4
+    assert "right in 80.0 % of 3 videos" in labels[0].replace("\u202f", " ")
+    squeezed = re.sub(r"\s", "", page.text)
+    assert "Baseline81.2%76.5%Student81.2%76.5%" in squeezed  # as the ViT, as the CNN
+    assert "<script>alert('x')</script>bow1→0+1" in squeezed  # a pair of classes confused less
+
+
+def test_teacher_weights_by_confidence_are_on_the_page(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "ViT surer 0, alike 6, CNN surer 4" in text
+    label = "Weight of the ViT by epoch and by which teacher is surer"
+    assert page.circles[label] == 2 * EPOCHS
 
 
 def test_every_chart_has_a_point_per_epoch(page: Page) -> None:
@@ -101,6 +144,7 @@ def test_every_chart_has_a_point_per_epoch(page: Page) -> None:
         "Mean weight of the ViT": EPOCHS,
         "Clips where the ViT leads": EPOCHS,
     }
+    by_epoch.pop("", None)
     assert {label.partition(" by epoch")[0]: n for label, n in by_epoch.items()} == expected
 
 
@@ -144,10 +188,13 @@ def test_a_video_that_is_gone_is_said_to_be_gone(
         ("distill/student.csv", "dualkd distill"),
         ("distill/baseline.csv", "dualkd distill"),
         ("distill/datw.csv", "dualkd distill"),
+        ("distill/datw_confidence.csv", "dualkd distill"),
         ("distill/distill.json", "dualkd distill"),
         ("evaluate/metrics.json", "dualkd evaluate"),
         ("evaluate/answers.parquet", "dualkd evaluate"),
         ("evaluate/by_class.csv", "dualkd evaluate"),
+        ("evaluate/confusions.csv", "dualkd evaluate"),
+        ("evaluate/reliability.csv", "dualkd evaluate"),
     ],
 )
 def test_a_missing_input_is_named_with_the_command_that_makes_it(
@@ -230,65 +277,26 @@ def test_a_cache_that_is_not_there(
         report(load_run(videos), cache_path=Path("elsewhere"))
 
 
-def test_teacher_time_is_the_arithmetic_on_the_page() -> None:
-    saving = findings.Saving(rows=2400, clips=600, epochs=14, cache_ms=50.0, online_ms=50.0)
-    assert (saving.once_sec, saving.student_sec) == (120.0, 420.0)
-    assert saving.break_even == "after 4 of the first student’s 14 epochs"
-    short = findings.Saving(rows=2400, clips=600, epochs=1, cache_ms=50.0, online_ms=50.0)
-    assert short.break_even == "with student number 4"
-
-
-def test_the_interval_of_the_gain_is_paired() -> None:
-    label = np.zeros(100, np.int64)
-    student, baseline = np.repeat([0, 1], [80, 20]), np.repeat([0, 1], [70, 30])
-    found = findings.compare(
-        {"label": label, "student_answer": student, "baseline_answer": baseline}
-    )
-    # Ten videos of a hundred were won: variance 0.1 · 0.9 · 100/99.
-    half = 1.96 * (0.09 * 100 / 99 / 100) ** 0.5
-    assert (found.won, found.lost, found.sure) == (10, 0, True)
-    assert found.interval == pytest.approx((0.1 - half, 0.1 + half))
-
-
-def test_many_classes_and_epochs_are_thinned_and_said_to_be() -> None:
-    rows = [
-        {"epoch": epoch, "class": f"class {number}", "vit_weight": number / 50}
-        for epoch in range(80)
-        for number in range(50)
-    ]
-    weights = curves.class_weights(rows)
-    assert weights is not None
-    assert weights.most == ("class 49", 0.98)
-    assert weights.hidden == "the 20 classes between the extremes and 40 of 80 epochs"
-    assert findings.confusion_chart({}, [str(number) for number in range(31)]) is None
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (0, 6.1, [0, 2, 4, 6, 8]), (3, 3, [2.5, 2.75, 3, 3.25, 3.5])],
-)
-def test_ticks_are_round_and_hold_the_values(
-    low: float, high: float, expected: list[float]
+def test_what_export_measured_is_on_the_page(
+    outputs: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ticks(low, high) == expected
-
-
-def test_numbers_are_written_for_people() -> None:
-    spoken = [
-        (wording.percent(0.8349), "83.5 %"),
-        (wording.percent(None), "–"),
-        (wording.points(-0.012), "−1.2"),
-        (wording.points(0.1129), "+11.3"),
-        (wording.points(0.0), "0.0"),
-        (wording.scaled(4_900_000), "4.9 M"),
-        (wording.scaled(999_700), "1 M"),
-        (wording.size(38_000), "38 kB"),
-        (wording.duration(0.0312), "31.2 ms"),
-        (wording.duration(0.9994), "999 ms"),
-        (wording.duration(0.9996), "1 s"),
-        (wording.duration(432), "7 min 12 s"),
-        (wording.duration(12_000), "3 h 20 min"),
-        (wording.plural(1, "video"), "1 video"),
-        (wording.plural(2400, "video"), "2,400 videos"),
-    ]
-    assert [text.replace("\u202f", " ") for text, _ in spoken] == [wanted for _, wanted in spoken]
+    shutil.copytree(outputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "weights_sha256": "of student",
+        "files": {
+            "student.onnx": {"format": "onnx", "bytes": 512_000},
+            "student.int8.onnx": {"format": "int8", "bytes": 160_000},
+        },
+        "parity": {"clips": 64, "max_difference": {"onnx": 2.5e-6}},
+        "quantisation": {"videos": 3, "fp32": {"top1": 0.8342}, "int8": {"top1": 0.8231}},
+    }
+    path = Path("outputs/demo/export/export.json")
+    write_json(path, content)
+    page = Page(report(load_run(videos), cache_path=CACHE).read_text(encoding="utf-8"))
+    squeezed = re.sub(r"\s", "", page.text)
+    assert "ONNX,float32512kB83.4%2.5e-06student.onnx" in squeezed
+    assert "ONNX,8bits160kB82.3%–student.int8.onnx" in squeezed
+    write_json(path, content | {"weights_sha256": "of another student"})
+    page = Page(report(load_run(videos), cache_path=CACHE).read_text(encoding="utf-8"))
+    assert "student.onnx" not in page.text
