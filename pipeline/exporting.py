@@ -52,10 +52,9 @@ def traced(model: VideoModel) -> ExportedProgram:
     # Two clips: a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, clip.frames, clip.size, clip.size)
     with quiet():
-        program = torch.export.export(
+        return torch.export.export(
             model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
-    return program
 
 
 def export_program(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> None:

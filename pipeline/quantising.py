@@ -33,21 +33,25 @@ METHOD = "Static, QDQ: weights int8 by channel (7 bits), activations uint8 by le
 _OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
-def quantise(path: Path, out: Path, clips: Iterable[NDArray[np.float32]]) -> None:
+def quantise(path: Path, out: Path, clips: Iterable[NDArray[np.float32]]) -> int:
     """Write an ONNX model in 8 bits; it says of itself what the one in float32 does.
 
     Args:
         path: the model in float32, of `pipeline.exporting.export_onnx`.
         out: where to.
         clips: normalised ones, (B, 3, T, S, S) each, one after another: none is kept.
+
+    Returns:
+        How many clips there were.
     """
+    reader = _Reader(clips)
     with TemporaryDirectory() as folder, quiet():
         prepared, made = Path(folder, "prepared.onnx"), Path(folder, "made.onnx")
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             made,
-            _Reader(clips),
+            reader,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
             per_channel=True,
@@ -61,6 +65,7 @@ def quantise(path: Path, out: Path, clips: Iterable[NDArray[np.float32]]) -> Non
         proto = onnx.load(made)
     del proto.metadata_props[:]
     write_onnx(proto, out, properties(path) | {"precision": "int8"})
+    return reader.taken
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -68,8 +73,12 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
     def __init__(self, clips: Iterable[NDArray[np.float32]]) -> None:
         self._clips: Iterator[NDArray[np.float32]] = iter(clips)
+        self.taken = 0
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         """The next batch, or None after the last."""
         batch = next(self._clips, None)
-        return None if batch is None else {INPUT: batch}
+        if batch is None:
+            return None
+        self.taken += len(batch)
+        return {INPUT: batch}

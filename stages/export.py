@@ -1,4 +1,4 @@
-"""Stage `export`: the student as ONNX, by `torch.export` and in 8 bits, each proven before it is there."""
+"""Stage `export`: the student as ONNX, by `torch.export` and in 8 bits, proven before published."""
 
 from __future__ import annotations
 
@@ -185,8 +185,8 @@ def _quantised(
     limit: float,
 ) -> dict[str, Any]:
     """Make the 8-bit file, and measure what it loses."""
-    clips = list(calibration_clips(run, samples, model, options.decoders))
-    quantise(paths["onnx"], paths["int8"], clips)
+    clips = calibration_clips(run, samples, model, options.decoders)
+    taken = quantise(paths["onnx"], paths["int8"], clips)
     threads = torch.get_num_threads()
     files = {
         "fp32": onnx_model(paths["onnx"], model, threads),
@@ -196,7 +196,7 @@ def _quantised(
     sizes = {name: paths[name].stat().st_size for name in ("onnx", "int8")}
     return {
         "method": METHOD,
-        "calibration": {"splits": run.distill.splits, "clips": len(clips)},
+        "calibration": {"splits": run.distill.splits, "clips": taken},
         **found,
         "bytes_fp32": sizes["onnx"],
         "bytes_int8": sizes["int8"],
@@ -206,9 +206,7 @@ def _quantised(
     }
 
 
-def _publish(
-    out: Path, paths: Mapping[str, Path], options: Options, found: dict[str, Any]
-) -> None:
+def _publish(out: Path, paths: Mapping[str, Path], options: Options, found: dict[str, Any]) -> None:
     """Move what was asked for, and has passed, into its place; remove what is of another export."""
     for name, path in paths.items():
         passed = name != "int8" or found.get("quantisation", {}).get("published", False)
@@ -224,8 +222,8 @@ def _tell_checks(found: Mapping[str, Any]) -> None:
     backbone, parity = found["backbone"], found["parity"]
     nodes = sum(backbone["export"]["operators"].values())
     console.print(
-        f"the plain backbone and nothing else: {nodes} operators, "
-        f"{count(backbone['export']['weights'])} weights, the same as {backbone['model']} built anew"
+        f"the plain backbone and nothing else: {nodes} operators and "
+        f"{count(backbone['export']['weights'])} weights, as {backbone['model']} built anew has"
     )
     for name, difference in parity["max_difference"].items():
         console.print(

@@ -116,8 +116,8 @@ def check_parity(
         if not difference <= PARITY:  # nor where it is not a number
             raise ExportError(
                 f"{name}: logits differ by up to {difference:.2g} from PyTorch's on "
-                f"{len(scored.rows)} clips of {run.evaluate.split}, more than {PARITY:.0e}. Nothing "
-                f"was published. `--formats` leaves {name} out"
+                f"{len(scored.rows)} clips of {run.evaluate.split}, more than {PARITY:.0e}. "
+                "Nothing was published"
             )
     return {
         "split": run.evaluate.split,

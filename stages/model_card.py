@@ -1,4 +1,4 @@
-"""The model card of an export: data, teachers, recipe, results, limits and licences, as Markdown."""
+"""The model card of an export, as Markdown: data, teachers, recipe, results, limits, licences."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ _K400_WEIGHTS = (
     "They were trained on Kinetics-400: annotations CC BY 4.0, videos of their uploaders: check."
 )
 _LIBRARIES = {
-    "torchvision": "torchvision's code is BSD-3-Clause; for pre-trained weights it grants no licence "
-    f"of its own and points to the terms of the data: check. {_K400_WEIGHTS}",
+    "torchvision": "torchvision's code is BSD-3-Clause; of pre-trained weights it says that they "
+    f"may have terms of their own, derived from their data: check. {_K400_WEIGHTS}",
     "pytorchvideo": "pytorchvideo's code is Apache-2.0; its model zoo names no licence for the "
     f"weights that we know of: check. {_K400_WEIGHTS}",
     "timm": "timm's code is Apache-2.0; each of its weights has terms of its own, on its page at "
