@@ -11,7 +11,6 @@ import copy
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +23,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from rich import box
-from rich.table import Table
 
 from pipeline.config import Run
 from pipeline.exporting import describe, export_onnx, traced
@@ -34,14 +31,13 @@ from pipeline.onnx_files import INPUT, open_session
 from pipeline.quantising import quantise
 from pipeline.samples import read_samples
 from stages.export import load_student
-from stages.progress import PlainConsole, meter, track
+from stages.progress import meter, track
 from stages.teachers import load_teachers, placed
 
-PYTORCH, ONNX, INT8 = "PyTorch", "ONNX Runtime", "ONNX Runtime, 8 bits"
+PYTORCH, ONNX, INT8 = "PyTorch", "ONNX Runtime", "ONNX Runtime int8"
 STUDENT = "student"
 _LEAST_SEC = 0.05  # of one measurement: short calls are repeated within it
 _CLASSES = 400  # of networks that are asked for by name: Kinetics-400's
-_WIDTH = 100  # columns where no terminal says how many there are
 
 
 class BenchError(ValueError):
@@ -303,52 +299,3 @@ def _processor() -> str:
         return platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def show(facts: Mapping[str, Any]) -> None:
-    """Print the facts, for people: the ratio first."""
-    out = PlainConsole(**({} if sys.stdout.isatty() else {"width": _WIDTH}))
-    networks, reference = facts["networks"], facts["reference"]
-    student, teacher = networks[STUDENT]["model"], networks[reference]["model"]
-    for row in facts["rows"]:
-        if row["role"] == STUDENT and row["latency"]["ratio"] is not None:
-            out.print(
-                f"{row['latency']['ratio']:5.1f}× as fast as {teacher}: {student}, one clip, "
-                f"{row['way']}{_on(row['cores'])}"
-            )
-    if facts["random_weights"]:
-        out.print("All weights are random: speed does not depend on them, answers would.")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for heading in ("×", "ms of a clip", "×", f"clips/s of {facts['batch']}"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("network", "way", "cores"):
-        table.add_column(heading, overflow="fold")
-    for row in sorted(facts["rows"], key=lambda row: (row["cores"], row["way"])):
-        table.add_row(
-            *_cells(row["latency"]),
-            *_cells(row["throughput"]),
-            networks[row["role"]]["model"],
-            row["way"],
-            str(row["cores"] or "GPU"),
-        )
-    out.print(table)
-    machine, load = facts["machine"], facts["load"]
-    out.print(
-        f"×: how many times as fast as {teacher} run in the same way. Medians of {facts['turns']} "
-        "turns (least to greatest), in which all take part. "
-        f"{machine['processor']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}, torch "
-        f"{machine['packages']['torch']}, onnxruntime {machine['packages']['onnxruntime']}, load "
-        f"{load[0]} before and {load[1]} after."
-    )
-    for what, reason in facts["left_out"].items():
-        out.print(f"left out: {what}: {reason}")
-
-
-def _cells(figures: Mapping[str, float | None]) -> tuple[str, str]:
-    ratio = figures["ratio"]
-    median, least, greatest = (f"{figures[name]:.3g}" for name in ("median", "least", "greatest"))
-    return "–" if ratio is None else f"{ratio:.1f}", f"{median} ({least}–{greatest})"
-
-
-def _on(cores: int) -> str:
-    return f", {cores} core{'s' if cores > 1 else ''}" if cores else ""

@@ -153,8 +153,8 @@ def export(
         str,
         typer.Option(
             metavar="NAME[,NAME]",
-            help="onnx; int8, ONNX in 8 bits; pt2, for torch.export.load. Other files of an earlier "
-            "export are removed.",
+            help="onnx; int8, ONNX in 8 bits; pt2, for torch.export.load. Files of other formats "
+            "are removed.",
         ),
     ] = "onnx,int8,pt2",
     student: Annotated[str, typer.Option(metavar="student|baseline", help="Which.")] = "student",
@@ -214,7 +214,8 @@ def bench_student(
     if (student is None) != (teachers is None):
         raise typer.BadParameter("--student and --teachers go together")
     need("onnx", "onnxruntime", "onnxscript")
-    from stages.bench_student import Options, bench, by_name, of_run, show
+    from stages.bench_student import Options, bench, by_name, of_run
+    from stages.bench_table import show
 
     if student is not None:
         networks = by_name(student, names_of(teachers) or ())
