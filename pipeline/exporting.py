@@ -76,6 +76,7 @@ def export_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) 
             program,
             program.example_inputs[0],
             dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),  # so that the axis is called so
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],

@@ -244,8 +244,8 @@ def _refuse_loss(run: Run, found: Mapping[str, Any]) -> None:
     fp32, int8, limit = measured["fp32"]["top1"], measured["int8"]["top1"], measured["limit_points"]
     told = (
         f"8 bits: top-1 {percent(int8)} on {measured['videos']} videos of {measured['split']}, "
-        f"float32 {percent(fp32)} ({points(int8 - fp32)} points; {measured['changed_answers']} "
-        f"answers differ), {percent(measured['size_ratio'], 0)} of the size"
+        f"float32 {percent(fp32)} ({points(int8 - fp32)} points; {measured['lost']} lost, "
+        f"{measured['won']} won), {percent(measured['size_ratio'], 0)} of the size"
     )
     if measured["published"]:
         console.print(told)
