@@ -27,11 +27,12 @@ def show(facts: Mapping[str, Any]) -> None:
         out.print("Weights are random: these figures are of speed, and say nothing of answers.")
     out.print(_table(facts))
     machine, load = facts["machine"], facts["load"]
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     out.print(
-        f"×: how many times as fast as {teacher} in the same way. Medians of {facts['turns']} turns "
-        f"(least to greatest); all take part in each. {machine['processor']}, {machine['cores']} "
-        f"cores, {machine['gpu'] or 'no GPU'}, torch {machine['packages']['torch']}, onnxruntime "
-        f"{machine['packages']['onnxruntime']}, load {load[0]} before and {load[1]} after."
+        f"×: how many times as fast as {teacher} in the same way. Medians of {facts['turns']} "
+        "turns (least to greatest); all take part in each. "
+        f"{machine['processor']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}, "
+        f"{packages}, load {load[0]} before and {load[1]} after."
     )
     for what, reason in facts["left_out"].items():
         out.print(f"left out: {what}: {reason}")
