@@ -59,8 +59,11 @@ def quantise(path: Path, out: Path, clips: Iterable[NDArray[np.float32]]) -> int
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            # Products of two activations, as of attention, stay in float.
-            extra_options={"MatMulConstBOnly": True},
+            extra_options={
+                "MatMulConstBOnly": True,  # products of two activations, as of attention, are not
+                # Nor are logits: clips beyond those that calibrated would be cut off.
+                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+            },
         )
         proto = onnx.load(made)
     del proto.metadata_props[:]
