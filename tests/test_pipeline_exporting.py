@@ -22,6 +22,7 @@ from pipeline.onnx_files import (
     program_model,
     properties,
 )
+from pipeline.quantising import quantise
 from pipeline.training import predict
 
 FACTS = {"classes": {"verb": ["a", "b", "c", "d", "ü"], "noun": ["x", "y", "z"]}, "cache": "12ab"}
@@ -126,3 +127,7 @@ def test_students_of_every_kind_can_be_exported(name: str, tmp_path: Path) -> No
             wanted = model(clips)
             found = onnx_model(path, model, threads=1)(clips)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    quantise(path, tmp_path / "int8.onnx", [clips[:1].numpy(), clips[1:].numpy()])
+    in_eight_bits = onnx_model(tmp_path / "int8.onnx", model, threads=1)(clips)
+    assert (in_eight_bits - wanted).abs().max() < 0.25 * wanted.abs().max()
+    assert not torch.equal(in_eight_bits, wanted)
