@@ -200,6 +200,13 @@ class Evaluate(Section):
     protocol: Literal["centre", "5x1", "10x1", "10x3"] = "centre"
 
 
+class Export(Section):
+    """The 8-bit model: how many clips of `distill.splits` calibrate it, what top-1 it may lose."""
+
+    calibration: Positive = 128
+    max_loss: NonNegative = 1.0  # points
+
+
 class Run(Section):
     """One run: everything that the stages need to know.
 
@@ -214,6 +221,7 @@ class Run(Section):
     extract: Extract
     distill: Distill
     evaluate: Evaluate
+    export: Export = Export()
 
     @property
     def distill_views(self) -> int:

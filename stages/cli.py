@@ -21,8 +21,11 @@ from stages.cli_options import (
     Device,
     StoreFolder,
     StoreSize,
+    chosen_of,
     device_of,
     load,
+    names_of,
+    need,
     store_of,
     tell,
 )
@@ -141,6 +144,85 @@ def evaluate(
     from stages.evaluate import evaluate as stage
 
     stage(load(dataset), device=device_of(device), decoders=decoders, batch_size=batch_size)
+
+
+@app.command()
+def export(
+    dataset: Dataset,
+    formats: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="onnx; int8, ONNX in 8 bits; pt2, for torch.export.load. Files of other formats "
+            "are removed.",
+        ),
+    ] = "onnx,int8,pt2",
+    student: Annotated[str, typer.Option(metavar="student|baseline", help="Which.")] = "student",
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Top-1 that 8 bits may lose; the config's export.max_loss if not given.",
+        ),
+    ] = None,
+    decoders: Decoders = 0,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Write the student as ONNX, in 8 bits and by torch.export, with a model card.
+
+    Each file takes its place below outputs/DATASET/export only once it is
+    proven: the plain backbone and nothing else, the same answers as PyTorch on real clips, and no
+    more lost by 8 bits than is allowed. export.json has what was found. docs/deployment.md.
+    """
+    wanted = chosen_of(formats, "--formats", ("onnx", "int8", "pt2"))
+    (who,) = chosen_of(student, "--student", ("student", "baseline"), most=1)
+    need("onnx", "onnxruntime", "onnxscript")
+    from stages.export import Options
+    from stages.export import export as stage
+
+    options = Options(who, wanted, max_loss, decoders, batch_size)
+    typer.echo(f"export: {stage(load(dataset), options)}")
+
+
+@app.command("bench-student")
+def bench_student(
+    dataset: Annotated[
+        str | None, typer.Option(help="Measures its student and teachers; reads its config.")
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Measure this network instead, with random weights."),
+    ] = None,
+    teachers: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL[,MODEL]", help="Beside these, with random weights."),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Clips at once, where throughput is measured.")
+    ] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast the student answers beside its teachers, in one run.
+
+    By PyTorch and ONNX Runtime (float32, 8 bits), on one core and on all, and on a GPU where there
+    is one: milliseconds of one clip, clips per second of many, and first of all how many times as
+    fast as the ViT teacher that is.
+    """
+    if (dataset is None) == (student is None):
+        raise typer.BadParameter("give --dataset NAME, or --student MODEL with --teachers")
+    if (student is None) != (teachers is None):
+        raise typer.BadParameter("--student and --teachers go together")
+    need("onnx", "onnxruntime", "onnxscript")
+    from stages.bench_student import Options, bench, by_name, of_run
+    from stages.bench_table import show
+
+    if student is not None:
+        networks = by_name(student, names_of(teachers) or ())
+    else:
+        networks = of_run(load(str(dataset)))
+    facts = bench(networks, Options(batch, turns), random=student is not None)
+    tell(facts, show, as_json)
 
 
 @app.command()

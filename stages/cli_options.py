@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,6 +93,35 @@ def numbers_of(text: str | None, option: str) -> tuple[int, ...] | None:
     if strange:
         raise typer.BadParameter(f"{option} takes numbers as 0,1; got {strange[0]!r}")
     return None if names is None else tuple(map(int, names))
+
+
+def chosen_of(
+    text: str, option: str, known: Sequence[str], most: int | None = None
+) -> tuple[str, ...]:
+    """The names of an option, each of them one of the known."""
+    names = tuple(dict.fromkeys(names_of(text) or ()))
+    strange = [name for name in names if name not in known]
+    if strange or not names or len(names) > (most or len(names)):
+        raise typer.BadParameter(f"{option} takes {', '.join(known)}; got {text!r}")
+    return names
+
+
+class MissingPackageError(ImportError):
+    """A package that a command needs is not installed; the message says how to."""
+
+
+def need(*packages: str) -> None:
+    """Check that packages can be imported, before any work.
+
+    Raises:
+        MissingPackageError: some cannot.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"this command needs {', '.join(missing)}, which this environment lacks: pip install "
+            f"-c constraints.txt {' '.join(missing)}"
+        )
 
 
 def store_of(folder: Path | None, gigabytes: float) -> Store:

@@ -212,7 +212,13 @@ def _note(
         record["top1"] = validation_top1(run, training.result, validated, job.decoders, ranks)
     past.by_class.append(log.vit_weight_by_class)
     past.by_confidence.append(log.vit_weight_by_confidence)
-    facts = {"variant": job.name, "cache": job.cache.fingerprint, "seed": run.distill.seed}
+    facts = {
+        "variant": job.name,
+        "dataset": run.name,
+        "classes": samples_from_table(job.cache.samples, job.cache.place).classes,
+        "cache": job.cache.fingerprint,
+        "seed": run.distill.seed,
+    }
     if ranks.first:
         keep_epoch(job.folder, training, past, record, facts, run.distill.validation)
     else:

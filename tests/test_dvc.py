@@ -1,6 +1,6 @@
 """The cache as an output of a DVC stage, by real `dvc`: pushed, pulled, imported, shared by links.
 
-The chain is the project's own `dvc.yaml` without the stages `evaluate` and `report`, its plots and
+The chain is the project's own `dvc.yaml` without the stages after `distill`, its plots and
 its metrics of trainings under way, on the miniature run. Where a command would mostly load torch,
 its stage runs in this process, and `dvc commit` records it as `dvc repro` would: `prepare`, `teach`
 and the first `distill`. `dvc repro` runs `extract`, which finds the rows that the fixture has made,

@@ -327,11 +327,19 @@ def test_options_of_the_training_are_off_by_default() -> None:
     assert (recipe.mixup, recipe.cutmix, recipe.ema_decay, recipe.keep) == (0.0, 0.0, None, "last")
 
 
+def test_a_config_of_before_there_were_exports_is_valid(tmp_path: Path) -> None:
+    run = load_config(changed(tmp_path, lambda content: content.pop("export")))
+    assert (run.export.calibration, run.export.max_loss) == (128, 1.0)
+    assert mistakes(changed(tmp_path, setting("export.max_loss", -1.0))) == [
+        "export.max_loss: got -1.0, expected greater than or equal to 0"
+    ]
+
+
 def test_fields_that_are_missing_or_unknown(tmp_path: Path) -> None:
     (missing,) = mistakes(changed(tmp_path, lambda content: content.pop("evaluate")))
     assert missing == "evaluate: got nothing, expected a value"
-    (unknown,) = mistakes(changed(tmp_path, setting("export", {"opset": 18})))
-    assert unknown == "export: got {'opset': 18}, expected no such field (misspelt?)"
+    (unknown,) = mistakes(changed(tmp_path, setting("exported", {"opset": 18})))
+    assert unknown == "exported: got {'opset': 18}, expected no such field (misspelt?)"
     (number,) = mistakes(changed(tmp_path, lambda content: content.update({3: 4})))
     assert number == "3: got 3, expected a name"
 

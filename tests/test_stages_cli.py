@@ -25,6 +25,8 @@ COMMANDS = [
     (cli.app, "teach"),
     (cli.app, "distill"),
     (cli.app, "evaluate"),
+    (cli.app, "export"),
+    (cli.app, "bench-student"),
     (cli.app, "report"),
     (cli.app, "mean"),
     (cli.app, "ablate"),

@@ -23,11 +23,13 @@ from chain_making import in_turn, options, write_config
 from dataset_making import EPIC_HEADER, write_lines
 from pipeline.config import Run
 from pipeline.models import create_model
+from pipeline.onnx_files import properties
 from pipeline.samples import SamplesError, read_samples
 from pipeline.weights import save_weights
 from report_making import Page
 from stages import distill as distilling
 from stages.evaluate import evaluate
+from stages.export import Options, export
 from stages.extract import extract
 from stages.prepare import prepare
 from stages.report import report
@@ -242,6 +244,26 @@ def test_the_report_shows_both_heads_and_every_part(run: Run, metrics: dict[str,
     lost = int(re.findall(r"wrong on (\d+) where the baseline is right", text)[0])
     assert won - lost == round(9 * metrics["gain_top1"])
     assert len(page.having("class", "strip")) == len(VERBS) + won + lost
+
+
+@pytest.mark.slow
+def test_the_export_answers_all_heads(run: Run, metrics: dict[str, Any]) -> None:
+    out = export(run, Options(max_loss=100.0))
+    found = json.loads((out / "export.json").read_text())
+    about = properties(out / "student.onnx")
+    assert list(about["heads"].items()) == [("verb", 3), ("noun", 4)]
+    assert about["classes"] == {"verb": VERBS, "noun": NOUNS}
+    scored = found["quantisation"]
+    assert scored["protocol"] == metrics["protocol"]
+    for figure in ("top1", "top5"):  # of the pair, and of each head
+        assert scored["fp32"][figure] == pytest.approx(metrics["student"][figure])
+        for head in ("verb", "noun"):
+            wanted = metrics["student"]["heads"][head][figure]
+            assert scored["fp32"]["heads"][head][figure] == pytest.approx(wanted)
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "3 classes (verb) and 4 classes (noun)" in card
+    assert "CC BY-NC 4.0" in card
+    assert "the cache with the fingerprint" in card
 
 
 def test_answers_of_another_protocol_are_refused(run: Run) -> None:
