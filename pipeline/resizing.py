@@ -7,6 +7,7 @@ the bit, for a process that has no other need of torch, whose import takes secon
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,45 +47,55 @@ def by_numpy(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     `upsample_avx_bilinear_bicubic_uint8` and `_compute_index_ranges_int16_weights` in
     https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/cpu/UpSampleKernel.cpp
     """
-    count, height, width, channels = frames.shape
+    height, width = frames.shape[1:3]
+    down, across = _Taps.of(height, size), _Taps.of(width, size)
     if height != size:  # only the rows that are needed
-        above, below, weights, bits = _taps(height, size)
-        rows, places = np.unique(np.stack([above, below]), return_inverse=True)
-        upper, lower = places.reshape(2, size)
+        rows, places = np.unique(np.stack([down.first, down.second]), return_inverse=True)
         frames = frames[:, rows]
+        first, second = places.reshape(2, size)
+        down = down._replace(first=first, second=second)
     if width != size:
-        left, right, across, places_of = _taps(width, size)
-        frames = _weighed(frames[:, :, left], frames[:, :, right], across[..., None], places_of)
+        frames = _weighed(frames[:, :, across.first], frames[:, :, across.second], across)
     if height != size:
-        flat = frames.reshape(count, len(rows), size * channels)
-        flat = _weighed(flat[:, upper], flat[:, lower], weights[..., None], bits)
-        frames = flat.reshape(count, size, size, channels)
+        flat = frames.reshape(*frames.shape[:2], -1)
+        flat = _weighed(flat[:, down.first], flat[:, down.second], down)
+        frames = flat.reshape(len(frames), size, size, 3)
     return frames
 
 
-def _taps(length: int, size: int) -> tuple[NDArray[np.int64], ...]:
-    """Of each place among `size`: its two neighbours among `length`, and their weights.
+class _Taps(NamedTuple):
+    """Of each place of the result, along one axis: what it is made of.
 
-    Returns:
-        (size,) each the neighbours, (2, size) int32 their weights, and the bits of their fraction.
+    Attributes:
+        first: (size,), one neighbour.
+        second: (size,), the one behind it; at the edge the same.
+        weights: (2, size, 1) int32.
+        bits: of the weights' fraction.
     """
-    at = np.maximum((np.arange(size) + 0.5) * (length / size) - 0.5, 0.0)
-    first = np.minimum(at.astype(np.int64), length - 1)
-    second = np.minimum(first + 1, length - 1)
-    share = np.where(first == second, 0.0, np.clip(at - first, 0.0, 1.0))
-    weights = np.stack([1 - share, share])
-    bits = 0
-    while bits < _MOST_BITS and 0.5 + weights.max() * (1 << (bits + 1)) < 1 << 15:
-        bits += 1
-    return first, second, (weights * (1 << bits) + 0.5).astype(np.int32), bits
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    weights: NDArray[np.int32]
+    bits: int
+
+    @classmethod
+    def of(cls, length: int, size: int) -> _Taps:
+        """Those of a resize from `length` to `size`."""
+        at = np.maximum((np.arange(size) + 0.5) * (length / size) - 0.5, 0.0)
+        first = np.minimum(at.astype(np.int64), length - 1)
+        second = np.minimum(first + 1, length - 1)
+        share = np.where(first == second, 0.0, np.clip(at - first, 0.0, 1.0))
+        weights = np.stack([1 - share, share])[..., None]
+        bits = 0
+        while bits < _MOST_BITS and 0.5 + weights.max() * (1 << (bits + 1)) < 1 << 15:
+            bits += 1
+        return cls(first, second, (weights * (1 << bits) + 0.5).astype(np.int32), bits)
 
 
-def _weighed(
-    one: NDArray[np.uint8], other: NDArray[np.uint8], weights: NDArray[np.int32], bits: int
-) -> NDArray[np.uint8]:
+def _weighed(one: NDArray[np.uint8], other: NDArray[np.uint8], taps: _Taps) -> NDArray[np.uint8]:
     """The mean of neighbours by their weights, rounded."""
-    total = one * weights[0]
-    total += other * weights[1]
-    total += 1 << (bits - 1)
-    total >>= bits
+    total: NDArray[np.int32] = one * taps.weights[0]
+    total += other * taps.weights[1]
+    total += 1 << (taps.bits - 1)
+    total >>= taps.bits
     return total.astype(np.uint8)
