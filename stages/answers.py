@@ -117,7 +117,6 @@ def segments(
     Yields:
         The segments, each as soon as another begins, and the failures where they happened.
     """
-
     current: Segment | None = None
     steps = 0
     for answer in answers:
