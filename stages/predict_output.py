@@ -14,7 +14,6 @@ from rich.text import Text
 
 from stages.answers import JOINT, Answer, Failure, Ranked, best, segments
 from stages.progress import PlainConsole
-from stages.progress import console as errors
 from stages.wording import percent, plural, printable
 
 _WIDTH = 80  # columns where no terminal says how many there are
@@ -146,9 +145,9 @@ def _clock(seconds: float, every_sec: float) -> str:
 
 
 def _tell(failure: Failure) -> None:
-    errors.print(f"error: {failure.reason}")
+    typer.echo(f"error: {printable(failure.reason)}", err=True)
 
 
 def tell_failed(failed: int) -> None:
     """Say at the end how many could not be read, where others scrolled by."""
-    errors.print(f"{plural(failed, 'video')} could not be read, or not to the end")
+    typer.echo(f"{plural(failed, 'video')} could not be read, or not to the end", err=True)
