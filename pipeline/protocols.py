@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.clips import stretch
-from pipeline.samples import Sample
+from pipeline.reading import stretch
+from pipeline.sample import Sample
 from pipeline.video import VideoInfo
 from pipeline.views import View, central_box
 

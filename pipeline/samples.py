@@ -22,6 +22,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.sample import Sample
+
+__all__ = [
+    "Sample",
+    "Samples",
+    "SamplesError",
+    "build_samples",
+    "check_samples",
+    "read_parquet",
+    "read_samples",
+    "samples_from_table",
+    "write_parquet",
+    "write_samples",
+]
+
 _METADATA_KEY = b"dualkd"
 _SHOWN = 5  # bad rows named in a message
 _COLUMNS = {
@@ -36,27 +51,6 @@ _LABEL = pa.int32()
 
 class SamplesError(ValueError):
     """The samples table is not what it must be; the message names rows and values."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One labelled stretch of one video.
-
-    Attributes:
-        sample_id: the dataset's own stable id, never a row number.
-        path: the video, relative to the dataset's root, with forward slashes.
-        split: `train`, `test`, …
-        labels: class index by head; a head is absent where the split has no labels.
-        start_sec: begin of the stretch, seconds since the first frame.
-        stop_sec: end of the stretch; None is the end of the video.
-    """
-
-    sample_id: str
-    path: str
-    split: str
-    labels: Mapping[str, int]
-    start_sec: float = 0.0
-    stop_sec: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
+
+from pipeline.resizing import resize
+
+if TYPE_CHECKING:
+    import torch
 
 VIEW_RULE_VERSION = 1  # of `draw_view`: a changed rule draws other views from the same seed
 REFERENCE_RATE = 30.0  # frames per second that published strides assume
@@ -182,14 +186,8 @@ def cut_clip(rgb: NDArray[np.uint8], view: View, spec: ClipSpec) -> NDArray[np.u
     height, width = rgb.shape[1:3]
     left, right = _pixels(view.x0, view.x1, width)
     top, bottom = _pixels(view.y0, view.y1, height)
-    # Copied, as torch resizes a box within wider rows plane by plane: the same bytes, but slower.
-    box = torch.from_numpy(rgb[:, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
-    clip = functional.interpolate(
-        box, size=(spec.size, spec.size), mode="bilinear", align_corners=False
-    )
-    if view.flip:
-        clip = clip.flip(-1)
-    return np.ascontiguousarray(clip.permute(0, 2, 3, 1).numpy())
+    clip = resize(rgb[:, top:bottom, left:right], spec.size)
+    return np.ascontiguousarray(clip[:, :, ::-1] if view.flip else clip)
 
 
 def _pixels(low: float, high: float, length: int) -> tuple[int, int]:
@@ -208,6 +206,24 @@ def normalise(clips: torch.Tensor, spec: ClipSpec) -> torch.Tensor:
     Returns:
         (B, 3, T, H, W) float32, on the clips' device.
     """
+    import torch  # noqa: PLC0415  # takes seconds, and `predict` may do without
+
     mean = torch.tensor(spec.mean, device=clips.device) * 255
     std = torch.tensor(spec.std, device=clips.device) * 255
     return ((clips.float() - mean) / std).permute(0, 4, 1, 2, 3)
+
+
+def normalise_array(clips: NDArray[np.uint8], spec: ClipSpec) -> NDArray[np.float32]:
+    """What `normalise` gives, to the bit, without torch.
+
+    Args:
+        clips: (B, T, H, W, 3) uint8.
+        spec: mean and std.
+
+    Returns:
+        (B, 3, T, H, W) float32, contiguous.
+    """
+    mean = np.array(spec.mean, np.float32) * np.float32(255)
+    std = np.array(spec.std, np.float32) * np.float32(255)
+    values = (clips.astype(np.float32) - mean) / std
+    return np.ascontiguousarray(values.transpose(0, 4, 1, 2, 3))

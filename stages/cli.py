@@ -334,6 +334,67 @@ def models(
     tell(facts, show, as_json)
 
 
+@app.command()
+def predict(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A student: exported (.onnx, .pt2), saved (.safetensors), or the folder that it "
+            "was trained in."
+        ),
+    ],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="VIDEO…", help="Files, folders of them, or frames with their rate: DIR?fps=25."
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Classes that are shown.")] = 5,
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="A timeline: an answer every 1s, 500ms, 2min."),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="Views of a whole video: centre, 5x1, 10x1, 10x3.")
+    ] = "centre",
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            "--classes",
+            help="Names of the classes: a text with one a line, JSON, or a samples table.",
+        ),
+    ] = None,
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A line of JSON for each answer.")
+    ] = False,
+) -> None:
+    """Say what a student sees in videos.
+
+    Of each video its best classes with their probabilities; with --every, which class is on top
+    when. A video that cannot be read does not stop the others; the exit code is then 1.
+    """
+    from pipeline.student import load_student
+    from stages.predict import Options, protocol_of, seconds_of
+    from stages.predict import predict as stage
+    from stages.predict_output import print_lines, show, show_timeline, tell_failed
+
+    every_sec = None if every is None else seconds_of(every)
+    options = Options(protocol_of(protocol, every_sec), every_sec, batch_size)
+    student = load_student(model, names=names, device=device)
+    answers = stage(student, videos, options)
+    if as_json:
+        failed = print_lines(answers, student.classes, top)
+    elif every_sec is None:
+        failed = show(answers, student.classes, top)
+    else:
+        failed = show_timeline(answers, student.classes, every_sec)
+    if failed:
+        tell_failed(failed)
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """The command `dualkd`."""
     run_command(app)

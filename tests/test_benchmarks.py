@@ -14,6 +14,7 @@ import pytest
 from cache import CacheWriter
 from pipeline.clips import ClipDataset
 from stages import cluster, rows
+from student_making import about, write_onnx
 from video_making import write_video
 
 # What benchmarks/stand_ins.py replaces.
@@ -144,3 +145,14 @@ def test_clips(run: Callable[..., str], tmp_path: Path) -> None:
     assert "| a photograph's spectrum, 340×256 | 39 | " in printed
     assert "- 340×256 decoded / jpeg, at least 5: " in printed
     assert "- 340×256 decoded / raw, at least 20: " in printed
+
+
+@pytest.mark.slow
+def test_start_up(run: Callable[..., str], tmp_path: Path) -> None:
+    student = write_onnx(tmp_path / "s.onnx", about(action=3))
+    video = write_video(tmp_path / "a.mp4", frames=25)
+    runs = ("--runs", "1", "--cold-runs", "1")
+    printed = run("start_up", str(student), "--video", str(video), *runs)
+    assert "| `python -c 'import torch, torchvision'` |" in printed
+    assert "| `dualkd predict, s.onnx` |" in printed
+    assert "- dualkd predict, s.onnx, warm, less than 3 s: " in printed

@@ -31,6 +31,7 @@ COMMANDS = [
     (cli.app, "mean"),
     (cli.app, "ablate"),
     (cli.app, "models"),
+    (cli.app, "predict"),
     (cache_cli.app, "extract"),
     (cache_cli.app, "info"),
     (cache_cli.app, "plan"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pipeline.samples import Sample
+from pipeline.sample import Sample
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 _SHOWN = 10  # names of a folder's contents in a message
