@@ -67,6 +67,11 @@ def teach(
     write_json(run.outputs / "teach.json", scores)
 
 
+def pool_seed(run: Run) -> int:
+    """From which the pool is rendered."""
+    return run.teach.seed + _POOL_SEED_OFFSET
+
+
 def _training_samples(run: Run, samples: Samples, roles: list[str]) -> Labelled:
     """What the config's `teach.pool` or `teach.splits` says.
 
@@ -88,7 +93,9 @@ def _training_samples(run: Run, samples: Samples, roles: list[str]) -> Labelled:
             "the config does not say what teachers are trained on: name splits in teach.splits, "
             "as [train], or with the source 'figures' how many videos to render in teach.pool"
         )
-    seed = run.teach.seed + _POOL_SEED_OFFSET
-    rows = render_split(root / "pool", seed=seed, split="pool", count=run.teach.pool)
-    pool = build_samples(run.dataset, {"action": list(figures.CLASSES)}, rows)
+    of = figures.SETS[run.prepare.set]
+    rows = render_split(
+        root / "pool", seed=pool_seed(run), split="pool", count=run.teach.pool, of=of
+    )
+    pool = build_samples(run.dataset, {"action": list(of.classes)}, rows)
     return Labelled.of(root / "pool", pool)

@@ -1,0 +1,196 @@
+"""Does the hard set have shortcuts? Models without order, or with one frame, beside their bounds.
+
+Three networks learn the same clips of the teachers' pool by the same recipe: the whole X3D, one
+that sees its frames one by one and only their mean and spread (a bag of frames), and one that sees
+a single frame. The construction says how much the last two can know at most: actions of one group
+share the distribution of their frames, so a model without order can only guess among them.
+
+    python benchmarks/shortcuts.py --videos 4800 --epochs 12
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from making import machine, print_table
+from pipeline.clips import ClipDataset, DrawnViews, Request, in_batches, iterate
+from pipeline.config import Run
+from pipeline.config_file import load_config
+from pipeline.config_training import TeacherRecipe
+from pipeline.datasets import figures
+from pipeline.datasets.figure_phrases import PHRASES, order_blind_bound, single_frame_bound
+from pipeline.learner import Learner
+from pipeline.models import Features, VideoModel, create_model, model_entry
+from pipeline.objective import LABELS_ONLY, NO_LABEL, Batch, Method
+from pipeline.optimising import start_training
+from pipeline.samples import Samples, build_samples, read_samples
+from pipeline.training import epoch_batches, steps_in_epoch, train
+from pipeline.views import ViewRule
+from stages.prepare import render_split
+from stages.scoring import Scored, score
+from stages.teach import pool_seed
+
+ROOT = Path(__file__).parents[1]
+NET = "pytorchvideo/x3d_tiny"
+CLASSES = figures.HARD.classes
+
+
+class FrameByFrame(VideoModel):
+    """The network on single frames, and a head over the mean and spread of their features.
+
+    It answers the same whatever the order of the frames is. With `single` it sees one of them: a
+    random one in training, else the one in the middle.
+    """
+
+    def __init__(self, inner: VideoModel, *, single: bool) -> None:
+        super().__init__(inner.name, inner.family, inner.clip, inner.heads, inner.net)
+        self.inner, self.single = [inner], single  # in a list: its parameters are those of `net`
+        channels = inner.pooled_channels
+        self.pooled_channels = 2 * channels
+        self.map_channels = inner.map_channels
+        self.head = nn.Sequential(
+            nn.Linear(2 * channels, 256), nn.ReLU(), nn.Linear(256, sum(inner.heads.values()))
+        )
+
+    def features(self, clips: Tensor) -> Features:
+        if self.single:
+            frames = clips.shape[2]
+            at = int(torch.randint(frames, ())) if self.training else frames // 2
+            clips = clips[:, :, at : at + 1]
+        batch, _, frames = clips.shape[:3]
+        alone = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # (B·T, 3, 1, H, W)
+        of_frames = self.inner[0].features(alone)
+        each = of_frames.pooled.unflatten(0, (batch, frames))
+        spread = each.var(dim=1, correction=0).add(1e-4).sqrt()
+        pooled = torch.cat([each.mean(dim=1), spread], dim=1)
+        return Features(self.split_heads(self.head(pooled)), pooled, of_frames.map)
+
+
+def set_of_models(heads: Mapping[str, int], dropout: float) -> dict[str, VideoModel]:
+    """The three, each from the same seed."""
+    made: dict[str, VideoModel] = {}
+    for name in ("in order", "bag of frames", "single frame"):
+        torch.manual_seed(0)
+        model = create_model(NET, heads, dropout=dropout)
+        made[name] = model if name == "in order" else FrameByFrame(model, single=name[0] == "s")
+    return made
+
+
+def pool_of(run: Run, videos: int) -> Samples:
+    """The first videos of the teachers' pool; those that are not there are rendered."""
+    rows = render_split(
+        Path(run.prepare.root) / "pool",
+        seed=pool_seed(run),
+        split="pool",
+        count=videos,
+        of=figures.HARD,
+    )
+    return build_samples(run.dataset, {"action": list(CLASSES)}, rows)
+
+
+class Clips:
+    """Clips of some views of each sample in memory: an epoch takes a random view of each."""
+
+    def __init__(self, run: Run, samples: Samples, views: int, batch_size: int, workers: int):
+        spec = model_entry(NET).clip
+        rule = ViewRule(0, run.teach.scale, spec.span_sec, flip=False)
+        dataset = ClipDataset(Path(run.prepare.root) / "pool", samples, [spec])
+        chosen = DrawnViews(rule, tuple(range(views)))
+        requests: list[Request] = [(row, chosen) for row in range(len(samples))]
+        shape = (len(samples), views, spec.frames, spec.size, spec.size, 3)
+        self.clips: NDArray[np.uint8] = np.zeros(shape, np.uint8)
+        for reads in iterate(dataset, in_batches(requests, 64), workers):
+            for read in reads:
+                if read.clips is None:
+                    raise ValueError(f"a rendered video cannot be read: {read.error}")
+                self.clips[read.row] = read.clips.clips[0]
+        self.labels = torch.from_numpy(samples.labels(NO_LABEL)["action"])
+        self.batch_size = batch_size
+        self.steps = steps_in_epoch(len(samples), batch_size)
+
+    def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch."""
+        count, views = self.clips.shape[:2]
+        order = epoch_batches(rows=count, batch_size=self.batch_size, seed=0, epoch=epoch)
+        turns = np.random.default_rng([0, epoch]).integers(views, size=count)
+        for number, rows in enumerate(order[first:], start=first):
+            clips = torch.from_numpy(self.clips[rows, turns[rows]])
+            labels = {"action": self.labels[rows]}
+            yield Batch([str(row) for row in rows], clips, labels, number=number)
+
+
+def learn(model: VideoModel, clips: Clips, recipe: TeacherRecipe) -> float:
+    """Train it; returns the minutes."""
+    begun = time.perf_counter()
+    torch.manual_seed(0)
+    training = start_training(Learner(model), recipe, clips.steps)
+    method = Method(LABELS_ONLY, label_smoothing=recipe.label_smoothing)
+    for log in train(training, recipe=recipe, method=method, batches=clips):
+        right = log.record["accuracy/action"]
+        print(f"  epoch {log.epoch + 1}: {right:.1%} of the training clips", flush=True)
+    return (time.perf_counter() - begun) / 60
+
+
+def shares(scored: Scored, name: str) -> tuple[float, float, float]:
+    """Of the videos: the right action; the right group; the right action where the group is."""
+    answers = scored.logits[name]["action"].argmax(axis=1)
+    labels = scored.labels["action"]
+    groups = np.unique([PHRASES[action].bag_group for action in CLASSES], return_inverse=True)[1]
+    right = answers == labels
+    right_group = groups[answers] == groups[labels]
+    paired = np.bincount(groups)[groups[labels]] > 1
+    within = right[right_group & paired]
+    return float(right.mean()), float(right_group.mean()), float(within.mean())
+
+
+def main() -> None:
+    """Train, score and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="figures_hard")
+    parser.add_argument("--videos", type=int, default=4800, help="of the teachers' pool")
+    parser.add_argument("--views", type=int, default=2, help="of each, kept in memory")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--decoders", type=int, default=0)
+    parser.add_argument("--only", default="in order,bag of frames,single frame")
+    options = parser.parse_args()
+    run = load_config(ROOT / "configs" / f"{options.dataset}.yaml")
+    recipe = run.teach.cnn.train.model_copy(
+        update={"epochs": options.epochs, "batch_size": options.batch}
+    )
+    table = read_samples(run.samples_path)
+    pool = pool_of(run, options.videos)
+    clips = Clips(run, pool, options.views, options.batch, options.decoders)
+    models = set_of_models(pool.heads, recipe.dropout)
+    models = {name: model for name, model in models.items() if name in options.only.split(",")}
+    minutes = {}
+    for name, model in models.items():
+        print(f"{name}:", flush=True)
+        minutes[name] = learn(model, clips, recipe)
+    bounds = {"bag of frames": order_blind_bound(), "single frame": single_frame_bound()}
+    print(
+        f"{NET}, {options.videos} videos × {options.views} views of the pool, {options.epochs} "
+        f"epochs; {len(CLASSES)} actions, chance {1 / len(CLASSES):.1%}; {machine()}.\n"
+    )
+    rows = []
+    for split in ("val", "test"):
+        samples = table.of_splits([split])
+        scored = score(models, Path(run.prepare.root), samples, options.decoders, 32)
+        for name in models:
+            right, group, within = (f"{share:.1%}" for share in shares(scored, name))
+            bound = f"{bounds[name]:.1%}" if name in bounds else "100 %"
+            rows.append([name, split, right, bound, group, within, f"{minutes[name]:.0f}"])
+    head = ["the network sees", "split", "top-1", "at most", "right group", "of the pair", "min"]
+    print_table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
