@@ -61,6 +61,7 @@ class FrameByFrame(VideoModel):
         )
 
     def features(self, clips: Tensor) -> Features:
+        """All outputs of one forward pass; the map is of every frame, one after the other."""
         if self.single:
             frames = clips.shape[2]
             at = int(torch.randint(frames, ())) if self.training else frames // 2
@@ -68,7 +69,7 @@ class FrameByFrame(VideoModel):
         batch, _, frames = clips.shape[:3]
         alone = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # (B·T, 3, 1, H, W)
         of_frames = self.inner[0].features(alone)
-        each = of_frames.pooled.unflatten(0, (batch, frames))
+        each = of_frames.pooled.view(batch, frames, -1)
         spread = each.var(dim=1, correction=0).add(1e-4).sqrt()
         pooled = torch.cat([each.mean(dim=1), spread], dim=1)
         return Features(self.split_heads(self.head(pooled)), pooled, of_frames.map)
@@ -99,7 +100,7 @@ def pool_of(run: Run, videos: int) -> Samples:
 class Clips:
     """Clips of some views of each sample in memory: an epoch takes a random view of each."""
 
-    def __init__(self, run: Run, samples: Samples, views: int, batch_size: int, workers: int):
+    def __init__(self, run: Run, samples: Samples, views: int, batch_size: int) -> None:
         spec = model_entry(NET).clip
         rule = ViewRule(0, run.teach.scale, spec.span_sec, flip=False)
         dataset = ClipDataset(Path(run.prepare.root) / "pool", samples, [spec])
@@ -107,7 +108,7 @@ class Clips:
         requests: list[Request] = [(row, chosen) for row in range(len(samples))]
         shape = (len(samples), views, spec.frames, spec.size, spec.size, 3)
         self.clips: NDArray[np.uint8] = np.zeros(shape, np.uint8)
-        for reads in iterate(dataset, in_batches(requests, 64), workers):
+        for reads in iterate(dataset, in_batches(requests, 64), 0):
             for read in reads:
                 if read.clips is None:
                     raise ValueError(f"a rendered video cannot be read: {read.error}")
@@ -120,7 +121,8 @@ class Clips:
         """The batches of an epoch."""
         count, views = self.clips.shape[:2]
         order = epoch_batches(rows=count, batch_size=self.batch_size, seed=0, epoch=epoch)
-        turns = np.random.default_rng([0, epoch]).integers(views, size=count)
+        draws = np.random.default_rng([0, epoch])
+        turns: NDArray[np.int64] = draws.integers(views, size=count)
         for number, rows in enumerate(order[first:], start=first):
             clips = torch.from_numpy(self.clips[rows, turns[rows]])
             labels = {"action": self.labels[rows]}
@@ -143,12 +145,14 @@ def shares(scored: Scored, name: str) -> tuple[float, float, float]:
     """Of the videos: the right action; the right group; the right action where the group is."""
     answers = scored.logits[name]["action"].argmax(axis=1)
     labels = scored.labels["action"]
-    groups = np.unique([PHRASES[action].bag_group for action in CLASSES], return_inverse=True)[1]
+    names = [PHRASES[action].bag_group for action in CLASSES]
+    groups: NDArray[np.int64] = np.array([names.index(name) for name in names])
     right = answers == labels
     right_group = groups[answers] == groups[labels]
     paired = np.bincount(groups)[groups[labels]] > 1
-    within = right[right_group & paired]
-    return float(right.mean()), float(right_group.mean()), float(within.mean())
+    known = right_group & paired
+    within = right[known].sum() / max(known.sum(), 1)
+    return float(right.mean()), float(right_group.mean()), float(within)
 
 
 def main() -> None:
@@ -159,7 +163,6 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="of each, kept in memory")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--decoders", type=int, default=0)
     parser.add_argument("--only", default="in order,bag of frames,single frame")
     options = parser.parse_args()
     run = load_config(ROOT / "configs" / f"{options.dataset}.yaml")
@@ -168,7 +171,7 @@ def main() -> None:
     )
     table = read_samples(run.samples_path)
     pool = pool_of(run, options.videos)
-    clips = Clips(run, pool, options.views, options.batch, options.decoders)
+    clips = Clips(run, pool, options.views, options.batch)
     models = set_of_models(pool.heads, recipe.dropout)
     models = {name: model for name, model in models.items() if name in options.only.split(",")}
     minutes = {}
@@ -183,7 +186,7 @@ def main() -> None:
     rows = []
     for split in ("val", "test"):
         samples = table.of_splits([split])
-        scored = score(models, Path(run.prepare.root), samples, options.decoders, 32)
+        scored = score(models, Path(run.prepare.root), samples, 0, 32)
         for name in models:
             right, group, within = (f"{share:.1%}" for share in shares(scored, name))
             bound = f"{bounds[name]:.1%}" if name in bounds else "100 %"

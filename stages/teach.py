@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Run
+from pipeline.config_prepare import PrepareFigures
 from pipeline.datasets import figures
 from pipeline.samples import Samples, build_samples, read_samples
 from pipeline.weights import PUBLISHED, weights_digest
@@ -88,7 +89,7 @@ def _training_samples(run: Run, samples: Samples, roles: list[str]) -> Labelled:
             )
     if run.teach.splits is not None:
         return Labelled.of(root, samples.of_splits(run.teach.splits))
-    if run.teach.pool is None:
+    if run.teach.pool is None or not isinstance(run.prepare, PrepareFigures):
         raise TeachError(
             "the config does not say what teachers are trained on: name splits in teach.splits, "
             "as [train], or with the source 'figures' how many videos to render in teach.pool"

@@ -155,7 +155,9 @@ def _draw_rest(rng: np.random.Generator) -> Pose:
 def _colour(rng: np.random.Generator, domain: Domain, *, dark: float, bright: float) -> Colour:
     low, high = domain.hues[int(rng.integers(len(domain.hues)))]
     red, green, blue = colorsys.hsv_to_rgb(
-        float(rng.uniform(low, high)), float(rng.uniform(0.2, 0.9)), float(rng.uniform(dark, bright))
+        float(rng.uniform(low, high)),
+        float(rng.uniform(0.2, 0.9)),
+        float(rng.uniform(dark, bright)),
     )
     return round(255 * red), round(255 * green), round(255 * blue)
 

@@ -223,7 +223,9 @@ def _paint_held(
     if held.thing == "ball":
         draw.ellipse(_box(*hand, 0.065 * unit), fill=body.thing)
     elif held.thing == "ring":
-        draw.ellipse(_box(*hand, 0.085 * unit), outline=body.thing, width=round(scale * 0.03 * unit))
+        draw.ellipse(
+            _box(*hand, 0.085 * unit), outline=body.thing, width=round(scale * 0.03 * unit)
+        )
     else:
         x, y = math.cos(held.angle) * 0.12 * unit, math.sin(held.angle) * 0.12 * unit
         _limb(
