@@ -122,7 +122,7 @@ class Clips:
         count, views = self.clips.shape[:2]
         order = epoch_batches(rows=count, batch_size=self.batch_size, seed=0, epoch=epoch)
         draws = np.random.default_rng([0, epoch])
-        turns: NDArray[np.int64] = draws.integers(views, size=count)
+        turns = draws.integers(views, size=(count,))
         for number, rows in enumerate(order[first:], start=first):
             clips = torch.from_numpy(self.clips[rows, turns[rows]])
             labels = {"action": self.labels[rows]}
