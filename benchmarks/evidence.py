@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="figures_hard")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--at-once", type=int, default=2, help="trainings side by side")
-    parser.add_argument("--minutes", type=float, default=1.5, help="of a run on one core, for list")
+    parser.add_argument("--minutes", type=float, default=2.3, help="of a run on one core, for list")
     parser.add_argument("--smoke", action="store_true", help="one epoch each, rows beside them")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()

@@ -62,7 +62,7 @@ def _knob(
 
 _ALL = [
     *_of("main", NAMES),
-    *_of("student", FOUR, 3.0, distill__student="pytorchvideo/x3d_tiny"),
+    *_of("student", FOUR, 2.5, distill__student="pytorchvideo/x3d_tiny"),
     *_of("size", FOUR, 1.0, distill__fraction=0.5, distill__train__epochs=2 * FRESH),
     *_knob("views", ("labels", "all"), "distill.views", {"1": 1, "2": 2, "8": 8, "20": FRESH}),
     *_knob("dim", ("datw_sdd",), "extract.projection.dim", {"8": 8, "64": 64}),

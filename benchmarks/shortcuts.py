@@ -38,7 +38,6 @@ from stages.prepare import render_split
 from stages.scoring import Scored, score
 from stages.teach import pool_seed
 
-ROOT = Path(__file__).parents[1]
 NET = "pytorchvideo/x3d_tiny"
 CLASSES = figures.HARD.classes
 
@@ -165,7 +164,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", default="in order,bag of frames,single frame")
     options = parser.parse_args()
-    run = load_config(ROOT / "configs" / f"{options.dataset}.yaml")
+    run = load_config(Path("configs") / f"{options.dataset}.yaml")
     recipe = run.teach.cnn.train.model_copy(
         update={"epochs": options.epochs, "batch_size": options.batch}
     )
@@ -184,7 +183,7 @@ def main() -> None:
         f"epochs; {len(CLASSES)} actions, chance {1 / len(CLASSES):.1%}; {machine()}.\n"
     )
     rows = []
-    for split in ("val", "test"):
+    for split in [name for name in ("val", "test") if name in table.splits()]:
         samples = table.of_splits([split])
         scored = score(models, Path(run.prepare.root), samples, 0, 32)
         for name in models:

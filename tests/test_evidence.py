@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -15,11 +17,13 @@ import pytest
 import torch
 
 from cache import open_cache
+from chain_making import write_config
 from pipeline.config import Run
 from pipeline.config_file import load_config
 from stages import side_by_side
 from stages.ablation_results import AblationError
 from stages.feed import Feed, used_part
+from stages.prepare import prepare
 from stages.variants import of_everything
 from test_stages_ablate import in_turn, no_training
 
@@ -117,6 +121,82 @@ def test_the_plan_is_counted(evidence: Callable[..., str]) -> None:
     printed = evidence("list", "main", "size", "--seeds", "3", "--minutes", "2")
     assert "| main | 12 | 36 | 72 |" in printed
     assert "| together | 16 | 48 | 96 |" in printed
+
+
+def test_shortcuts_are_looked_for(
+    tmp_path: Path,
+    module: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = ("train: 14, test: 14", "train: 1, test: 3")
+    prepare(
+        write_config(tmp_path, ("source: figures,", "source: figures, set: hard,"), sizes),
+        workers=1,
+    )
+    arguments = [
+        "--dataset",
+        "mini",
+        "--videos",
+        "4",
+        "--views",
+        "1",
+        "--epochs",
+        "1",
+        "--batch",
+        "2",
+    ]
+    monkeypatch.setattr(sys, "argv", ["x", *arguments])
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # a few videos: no processes to render them
+    module("shortcuts").main()
+    printed = capsys.readouterr().out
+    for name, bound in (
+        ("in order", "100 %"),
+        ("bag of frames", "64.6%"),
+        ("single frame", "50.0%"),
+    ):
+        assert re.search(rf"\| {name} \| test \| [0-9.]+% \| {bound} \|", printed), printed
+
+
+def test_a_bag_of_frames_has_no_order(module: Callable[[str], ModuleType]) -> None:
+    models = module("shortcuts").set_of_models({"action": 48}, 0.1)
+    clips = torch.randn(2, 3, 8, 48, 48)
+    shuffled, other_frames = clips[:, :, torch.randperm(8)], clips.clone()
+    other_frames[:, :, [0, 7]] = 0.0
+    with torch.inference_mode():
+        for name, ordered, sees_all in (
+            ("in order", True, True),
+            ("bag of frames", False, True),
+            ("single frame", False, False),
+        ):
+            model = models[name].eval()
+            answer = model(clips)
+            if name != "single frame":
+                same = torch.allclose(answer, model(shuffled), atol=1e-4)
+                assert same != ordered, name
+            assert torch.allclose(answer, model(other_frames), atol=1e-4) != sees_all, name
+
+
+def test_errors_of_teachers_are_counted(
+    mini: Run,
+    module: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vit, cnn = (np.array([bool(int(one)) for one in word]) for word in ("1100", "1010"))
+    row = module("teacher_errors").counted("test", "all", vit, cnn, mean=vit)
+    shares = {
+        name: row[name] for name in ("both", "only_vit", "only_cnn", "neither", "mean_of_both")
+    }
+    assert shares == {"mean_of_both": 0.5} | dict.fromkeys(list(shares)[:4], 0.25)
+    assert row["neither_if_independent"] == 0.25
+    arguments = ["--dataset", "mini", "--splits", "test", "--csv", "it.csv"]
+    monkeypatch.setattr(sys, "argv", ["x", *arguments])
+    module("teacher_errors").main()
+    assert "| test | all | 14 | " in capsys.readouterr().out
+    (read,) = pyarrow.csv.read_csv("it.csv").to_pylist()
+    assert read["both"] + read["only_vit"] == pytest.approx(read["vit"])
 
 
 def test_tables_come_from_the_rows(
