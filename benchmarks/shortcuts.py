@@ -56,7 +56,11 @@ class FrameByFrame(VideoModel):
         self.pooled_channels = 2 * channels
         self.map_channels = inner.map_channels
         self.head = nn.Sequential(
-            nn.Linear(2 * channels, 256), nn.ReLU(), nn.Linear(256, sum(inner.heads.values()))
+            nn.BatchNorm1d(2 * channels),  # all are positive: uncentred, they end the ReLUs
+            nn.Linear(2 * channels, 256),
+            nn.BatchNorm1d(256),
+            nn.ReLU(),
+            nn.Linear(256, sum(inner.heads.values())),
         )
 
     def features(self, clips: Tensor) -> Features:

@@ -60,7 +60,7 @@ def test_every_setting_is_a_change_of_the_config(module: Callable[[str], ModuleT
     run = load_config(ROOT / "configs" / "figures_hard.yaml")
     settings = module("evidence_settings").SETTINGS
     for name, setting in settings.items():
-        own = module("evidence").changed(run, setting)
+        own = module("evidence_plan").changed(run, setting)
         assert (own == run) == (not setting.changes), name
         assert own.distill_views <= run.extract.views.count
     assert run.extract.views.count == run.distill.train.epochs == 20  # fresh views, in effect
