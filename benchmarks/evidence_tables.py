@@ -54,25 +54,17 @@ CLAIMS = (
     Claim("RKD adds beside SDD: all − datw_sdd", "main-all", "main-datw_sdd"),
     Claim("the CNN, like the student, helps most: kd_cnn − kd_vit", "main-kd_cnn", "main-kd_vit"),
     Claim("a fixed φ is better: datw_sdd − learned_sdd", "main-datw_sdd", "main-learned_sdd"),
+    Claim("the student is above the ViT teacher: all − ViT", "main-all", "vit"),
+    Claim("the student is above the CNN teacher: all − CNN", "main-all", "cnn"),
     Claim("the cache costs nothing: 4 cached views − fresh ones online", "main-all", "online-all"),
     Claim("nor do 8 of them", "views-8-all", "online-all"),
     Claim("nor does rounding: 20 cached views − the same online", "views-20-all", "online-all"),
     Claim("8-bit fields cost nothing: fixed8 − float16", "fields-fixed8-all", "main-all"),
 )
-REFERENCE = {
-    "main": "main-labels",
-    "student": "student-labels",
-    "size": "size-labels",
-    "views": "main-labels",
-    "dim": "main-datw_sdd",
-    "grid": "main-datw_sdd",
-    "projection": "main-datw_sdd",
-    "fields": "main-all",
-    "temperature": "main-datw",
-    "weight": "main-datw",
-    "online": "main-all",
-}
-"""What the settings of a group are held against."""
+LABELS = ("main", "student", "size")
+"""Groups that are held against labels only; the others against the same variant of `main`."""
+VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20"}
+TEACHERS = ("vit", "cnn")
 
 
 def by_setting(rows: Sequence[Row], figure: str) -> Figures:
@@ -82,6 +74,21 @@ def by_setting(rows: Sequence[Row], figure: str) -> Figures:
         if row[figure] is not None:
             found.setdefault(row["setting"], {})[row["seed"]] = row[figure]
     return found
+
+
+def reference_of(row: Row) -> str:
+    """The setting that one is held against."""
+    return f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
+
+
+def with_teachers(figures: Figures, path: Path) -> Figures:
+    """The figures, and the teachers' as settings with the same value for all seeds."""
+    seeds = {seed for of_setting in figures.values() for seed in of_setting}
+    known = [row for row in read_rows(path) if (row["split"], row["actions"]) == ("test", "all")]
+    return {
+        **figures,
+        **{name: dict.fromkeys(seeds, row[name]) for row in known for name in TEACHERS},
+    }
 
 
 def gain(figures: Figures, setting: str, against: str) -> Estimate | None:
@@ -113,9 +120,9 @@ def print_group(rows: Sequence[Row], group: str) -> None:
     """Every setting of a group, with its gain over the group's reference."""
     test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
     minutes = by_setting(rows, "minutes")
-    reference = REFERENCE[group]
     lines = []
-    for setting in dict.fromkeys(row["setting"] for row in rows if row["group"] == group):
+    for setting, row in {row["setting"]: row for row in rows if row["group"] == group}.items():
+        reference = reference_of(row)
         over = None if setting == reference else gain(test, setting, reference)
         of_val = estimate(list(val[setting].values())) if setting in val else None
         lines.append(
@@ -123,19 +130,32 @@ def print_group(rows: Sequence[Row], group: str) -> None:
                 f"`{setting}`",
                 len(test[setting]),
                 shown(estimate(list(test[setting].values()))),
-                shown(over, difference=True),
+                f"{shown(over, difference=True)} over `{reference}`" if over else "–",
                 shown(of_val),
                 f"{estimate(list(minutes[setting].values())).mean:.1f}",
             ]
         )
     print(f"\n## {group}\n")
-    head = ["setting", "seeds", "test top-1, %", f"over `{reference}`", "val top-1, %", "min"]
+    head = ["setting", "seeds", "test top-1, %", "gain", "val top-1, %", "min"]
     print_table(head, lines)
 
 
-def print_claims(rows: Sequence[Row]) -> None:
-    """Claim by claim."""
+def print_views(rows: Sequence[Row]) -> None:
+    """What the method gains with each number of cached views."""
     test = by_setting(rows, "test_top1")
+    lines = []
+    for views, prefix in VIEWS.items():
+        variants = [f"{prefix}-{variant}" for variant in ("labels", "all")]
+        if not all(name in test for name in variants):
+            continue
+        means = [shown(estimate(list(test[name].values()))) for name in variants]
+        lines.append([views, *means, shown(gain(test, *variants[::-1]), difference=True)])
+    print("\n## Views\n")
+    print_table(["views", "`labels`, %", "`all`, %", "gain"], lines)
+
+
+def print_claims(test: Figures) -> None:
+    """Claim by claim."""
     lines = []
     for claim in CLAIMS:
         difference = gain(test, claim.setting, claim.against)
@@ -155,7 +175,7 @@ def chart(rows: Sequence[Row], group: str) -> str:
         kind = "labels" if row["variant"] == "labels" else "method"
         dots = [(f"{row['setting']}, seed {seed}", value) for seed, value in values.items()]
         spreads.append(Spread(row["setting"], kind, dots, found.mean, found.interval))
-    mark = test.get(REFERENCE[group])
+    mark = test.get(reference_of(next(row for row in rows if row["group"] == group)))
     drawn = dot_chart(
         f"Top-1 on the test split: {group}",
         spreads,
@@ -175,7 +195,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = read_rows(options.results / f"{options.dataset}.csv")
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    print_claims(rows)
+    teachers = options.results / f"{options.dataset}_teachers.csv"
+    print_claims(with_teachers(by_setting(rows, "test_top1"), teachers))
+    print_views(rows)
     for group in groups:
         print_group(rows, group)
         write_text(options.results / f"{options.dataset}-{group}.svg", chart(rows, group))
