@@ -45,8 +45,8 @@ CLASSES = figures.HARD.classes
 class FrameByFrame(VideoModel):
     """The network on single frames, and a head over the mean and spread of their features.
 
-    It answers the same whatever the order of the frames is. With `single` it sees one of them: a
-    random one in training, else the one in the middle.
+    It answers the same whatever the order of the frames is. With `single` it sees the one in the
+    middle, and learns from all frames one by one.
     """
 
     def __init__(self, inner: VideoModel, *, single: bool) -> None:
@@ -66,9 +66,8 @@ class FrameByFrame(VideoModel):
     def features(self, clips: Tensor) -> Features:
         """All outputs of one forward pass; the map is of every frame, one after the other."""
         if self.single:
-            frames = clips.shape[2]
-            at = int(torch.randint(frames, ())) if self.training else frames // 2
-            clips = clips[:, :, at : at + 1]
+            middle = clips.shape[2] // 2
+            clips = clips[:, :, middle : middle + 1]
         batch, _, frames = clips.shape[:3]
         alone = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # (B·T, 3, 1, H, W)
         of_frames = self.inner[0].features(alone)
@@ -120,6 +119,15 @@ class Clips:
         self.batch_size = batch_size
         self.steps = steps_in_epoch(len(samples), batch_size)
 
+    def frames(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch, their frames as clips of one each."""
+        for batch in self(epoch, first):
+            count = batch.clips.shape[1]
+            clips = batch.clips.flatten(0, 1)[:, None]
+            labels = {"action": batch.labels["action"].repeat_interleave(count)}
+            names = [name for name in batch.names for _ in range(count)]
+            yield Batch(names, clips, labels, number=batch.number)
+
     def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
         """The batches of an epoch."""
         count, views = self.clips.shape[:2]
@@ -138,9 +146,11 @@ def learn(model: VideoModel, clips: Clips, recipe: TeacherRecipe) -> float:
     torch.manual_seed(0)
     training = start_training(Learner(model), recipe, clips.steps)
     method = Method(LABELS_ONLY, label_smoothing=recipe.label_smoothing)
-    for log in train(training, recipe=recipe, method=method, batches=clips):
+    alone = isinstance(model, FrameByFrame) and model.single
+    batches = clips.frames if alone else clips
+    for log in train(training, recipe=recipe, method=method, batches=batches):
         right = log.record["accuracy/action"]
-        print(f"  epoch {log.epoch + 1}: {right:.1%} of the training clips", flush=True)
+        print(f"  epoch {log.epoch + 1}: {right:.1%} of what is learnt from", flush=True)
     return (time.perf_counter() - begun) / 60
 
 
@@ -166,12 +176,14 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="of each, kept in memory")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, help="that of the CNN teacher by default")
     parser.add_argument("--only", default="in order,bag of frames,single frame")
     options = parser.parse_args()
     run = load_config(Path("configs") / f"{options.dataset}.yaml")
-    recipe = run.teach.cnn.train.model_copy(
-        update={"epochs": options.epochs, "batch_size": options.batch}
-    )
+    changes = {"epochs": options.epochs, "batch_size": options.batch}
+    if options.learning_rate is not None:
+        changes["learning_rate"] = options.learning_rate
+    recipe = run.teach.cnn.train.model_copy(update=changes)
     table = read_samples(run.samples_path)
     pool = pool_of(run, options.videos)
     clips = Clips(run, pool, options.views, options.batch)
