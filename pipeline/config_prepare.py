@@ -16,9 +16,13 @@ Place = Annotated[str, Field(min_length=1)]
 
 
 class PrepareFigures(Section):
-    """The embedded dataset: little people, rendered below `root`."""
+    """The embedded datasets: little people, rendered below `root`.
+
+    `set` says which: docs/figures-hard.md tells of `hard`.
+    """
 
     source: Literal["figures"]
+    set: Literal["demo", "hard"] = "demo"
     root: Place
     seed: Seed
     splits: dict[Name, Positive]

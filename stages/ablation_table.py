@@ -20,7 +20,7 @@ from stages.variants import FROM_OUTSIDE, NAMES, REFERENCES
 from stages.wording import count, percent, points
 
 Row = Mapping[str, Any]
-_STYLE = """
+CHART_STYLE = """
 svg { --page: #ffffff; --ink: #1a2026; --muted: #56616c; --rule: #e2e5e8;
       --method: #00776b; --outside: #b3540a; --labels: #77818c; }
 @media (prefers-color-scheme: dark) {
@@ -237,6 +237,6 @@ def _chart(facts: Mapping[str, Any]) -> str:
         x_name=f"top-1 on {facts['split']}. {legend}",
         mark=mark,
         show=lambda share: percent(share, 0),
-        style=_STYLE,
+        style=CHART_STYLE,
     )
     return f"{drawn}\n"

@@ -97,24 +97,32 @@ def prepare(run: Run, *, probe: bool = False, workers: int | None = None) -> Sam
 
 
 def render_split(
-    root: Path, *, seed: int, split: str, count: int, workers: int | None = None
+    root: Path,
+    *,
+    seed: int,
+    split: str,
+    count: int,
+    of: figures.FigureSet,
+    workers: int | None = None,
 ) -> list[Sample]:
     """Render one split of the figures with all cores by default, showing progress."""
     workers = (os.cpu_count() or 1) if workers is None else workers
-    rendered = figures.render(root, seed=seed, split=split, count=count, workers=workers)
+    rendered = figures.render(root, seed=seed, split=split, count=count, workers=workers, of=of)
     return list(track(rendered, total=count, what=f"rendering {split}", unit="videos"))
 
 
 def _render(section: PrepareFigures, workers: int) -> Listing:
     """Render the videos that are not there yet."""
-    root, seed = Path(section.root), section.seed
+    root, seed, of = Path(section.root), section.seed, figures.SETS[section.set]
     samples = [
         sample
         for split, number in section.splits.items()
-        for sample in render_split(root, seed=seed, split=split, count=number, workers=workers)
+        for sample in render_split(
+            root, seed=seed, split=split, count=number, of=of, workers=workers
+        )
     ]
     rows = [Listed(sample, "figures") for sample in samples]
-    return make_listing("rendered", {"action": list(figures.CLASSES)}, rows)
+    return make_listing("rendered", {"action": list(of.classes)}, rows)
 
 
 def _listed(section: PrepareK400 | PrepareHmdb51 | PrepareEpic100 | PrepareFolder) -> Listing:

@@ -49,6 +49,7 @@ class Job:
         threads: of this process, on a CPU.
         decoders: processes that decode, if videos are decoded.
         checkpoint_steps: steps from one checkpoint to the next; there is one after each epoch too.
+        feed: what makes the batches.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Job:
     threads: int
     decoders: int
     checkpoint_steps: int
+    feed: type[Feed] = Feed
 
 
 def train_student(
@@ -91,7 +93,7 @@ def train_student(
     run, device, folder = job.run, torch.device(job.device), job.folder
     recipe, method = run.distill.train, method_of(run)
     torch.set_num_threads(job.threads)
-    feed = Feed(run, job.cache, job.part, device, job.decoders, ranks)
+    feed = job.feed(run, job.cache, job.part, device, job.decoders, ranks)
     training = _start(job, feed.steps, ranks)
     belongs_to = _belongs_to(job, training)
     checkpoint = folder / CHECKPOINT

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Run
+from pipeline.config_prepare import PrepareFigures
 from pipeline.datasets import figures
 from pipeline.samples import Samples, build_samples, read_samples
 from pipeline.weights import PUBLISHED, weights_digest
@@ -67,6 +68,11 @@ def teach(
     write_json(run.outputs / "teach.json", scores)
 
 
+def pool_seed(run: Run) -> int:
+    """From which the pool is rendered."""
+    return run.teach.seed + _POOL_SEED_OFFSET
+
+
 def _training_samples(run: Run, samples: Samples, roles: list[str]) -> Labelled:
     """What the config's `teach.pool` or `teach.splits` says.
 
@@ -83,12 +89,14 @@ def _training_samples(run: Run, samples: Samples, roles: list[str]) -> Labelled:
             )
     if run.teach.splits is not None:
         return Labelled.of(root, samples.of_splits(run.teach.splits))
-    if run.teach.pool is None:
+    if run.teach.pool is None or not isinstance(run.prepare, PrepareFigures):
         raise TeachError(
             "the config does not say what teachers are trained on: name splits in teach.splits, "
             "as [train], or with the source 'figures' how many videos to render in teach.pool"
         )
-    seed = run.teach.seed + _POOL_SEED_OFFSET
-    rows = render_split(root / "pool", seed=seed, split="pool", count=run.teach.pool)
-    pool = build_samples(run.dataset, {"action": list(figures.CLASSES)}, rows)
+    of = figures.SETS[run.prepare.set]
+    rows = render_split(
+        root / "pool", seed=pool_seed(run), split="pool", count=run.teach.pool, of=of
+    )
+    pool = build_samples(run.dataset, {"action": list(of.classes)}, rows)
     return Labelled.of(root / "pool", pool)

@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = [
     "demo",
     "epic100",
+    "figures_hard",
     "folder",
     "hmdb51",
     "k400",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chain_making import write_config
 from dataset_making import (
     K400_ROWS,
     epic100_csvs,
@@ -26,6 +27,7 @@ from dataset_making import (
 )
 from pipeline import probing
 from pipeline.config import Run
+from pipeline.datasets.figures import HARD, scene_id
 from pipeline.datasets.listing import DatasetError
 from pipeline.samples import read_samples
 from stages import cli
@@ -365,3 +367,17 @@ def test_the_command_links_prepares_and_counts(
     assert ["all", "12", "12", "0", "0"] in [
         line.split() for line in capsys.readouterr().err.splitlines()
     ]
+
+
+def test_the_hard_set_is_rendered_where_a_config_asks_for_it(at: Path) -> None:
+    run = write_config(
+        at,
+        ("source: figures,", "source: figures, set: hard,"),
+        ("train: 14, test: 14", "train: 1, test: 1"),
+    )
+    samples = prepare(run, workers=1)
+    assert samples.classes == {"action": list(HARD.classes)}
+    assert samples.table["sample_id"].to_pylist() == [
+        scene_id(3, split, 0, HARD) for split in ("train", "test")
+    ]
+    assert all((at / "data/mini" / path).is_file() for path in samples.table["path"].to_pylist())

@@ -15,6 +15,15 @@ LEFT, RIGHT = 0, 1  # sides of the picture, not of the person
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a hand holds."""
+
+    thing: str  # "ball", "bar" or "ring"
+    side: int  # of the picture
+    angle: float  # radians, of a bar
+
+
+@dataclass(frozen=True)
 class Pose:
     """Joint angles in radians (0 hangs down, positive lifts outward) and offsets in body units."""
 
@@ -27,6 +36,9 @@ class Pose:
     heading: float = 0.0  # rotation about the vertical axis, 0 faces the camera
     torso: float = 1.0  # apparent torso length: a bow towards the camera shortens it
     crouch: float = 0.0  # 0 stands, 1 has the hips at the knees
+    head: tuple[float, float] = (0.0, 0.0)  # moved right and down
+    held: Held | None = None
+    lamps: tuple[float, float] | None = None  # on the chest, upper and lower: 0 dark, 1 lit
 
 
 @dataclass(frozen=True)

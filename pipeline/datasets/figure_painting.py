@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.datasets.figure_motion import ACTIONS, LEFT, RIGHT, Motion, Pose
+from pipeline.datasets.figure_motion import ACTIONS, LEFT, RIGHT, Held, Motion, Pose
 
 SIZE = 64  # pixels, width and height of a video
 SUPERSAMPLING = 2  # drawn at twice the size, then averaged down
@@ -29,13 +29,14 @@ class Body:
     trousers: tuple[int, int, int]
     hair: tuple[int, int, int]
     badge: tuple[int, int, int]  # on the chest: it tells front from back
+    thing: tuple[int, int, int] = (0, 0, 0)  # what a hand holds
 
 
 @dataclass(frozen=True)
 class Distractor:
     """A shape that drifts through the picture, behind or in front of the person."""
 
-    shape: str  # "disc", "box" or "bar"
+    shape: str  # "disc", "box", "bar", "triangle" or "cross"
     colour: tuple[int, int, int]
     size: float  # pixels
     start: tuple[float, float]  # pixels
@@ -58,14 +59,26 @@ class Scene:
     distractors: tuple[Distractor, ...]
     shake: NDArray[np.float64] = field(repr=False)  # (4, 4): amplitude x, y, rate, phase
 
+    def clock(self, index: int) -> float:
+        """Seconds at one frame."""
+        return index / self.frame_rate
+
+    def pose(self, time: float) -> Pose:
+        """The person."""
+        return ACTIONS[self.action](time, self.motion)
+
+    def camera(self, time: float) -> tuple[float, float]:
+        """Offset of the picture in pixels."""
+        wave = np.sin(2 * math.pi * self.shake[2] * time + self.shake[3])
+        return float(self.shake[0] @ wave), float(self.shake[1] @ wave)
+
 
 def render_frames(scene: Scene) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of a scene, each (SIZE, SIZE, 3) uint8 RGB."""
     texture = Image.fromarray(scene.texture)
-    act = ACTIONS[scene.action]
     for index in range(scene.frames):
-        time = index / scene.frame_rate
-        shake_x, shake_y = _camera(scene.shake, time)
+        time = scene.clock(index)
+        shake_x, shake_y = map(_limited, scene.camera(time))
         left = round((MARGIN + shake_x) * SUPERSAMPLING)
         top = round((MARGIN + shake_y) * SUPERSAMPLING)
         side = SIZE * SUPERSAMPLING
@@ -75,18 +88,16 @@ def render_frames(scene: Scene) -> Iterator[NDArray[np.uint8]]:
             if not distractor.in_front:
                 _paint_distractor(draw, distractor, time)
         origin = (scene.centre[0] - shake_x, scene.centre[1] - shake_y)
-        _paint_person(draw, scene.body, act(time, scene.motion), origin)
+        _paint_person(draw, scene.body, scene.pose(time), origin)
         for distractor in scene.distractors:
             if distractor.in_front:
                 _paint_distractor(draw, distractor, time)
         yield np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
-def _camera(shake: NDArray[np.float64], time: float) -> tuple[float, float]:
-    wave = np.sin(2 * math.pi * shake[2] * time + shake[3])
+def _limited(offset: float) -> float:
     limit = MARGIN - 1
-    x, y = float(shake[0] @ wave), float(shake[1] @ wave)
-    return max(-limit, min(limit, x)), max(-limit, min(limit, y))
+    return max(-limit, min(limit, offset))
 
 
 def _paint_distractor(draw: ImageDraw.ImageDraw, item: Distractor, time: float) -> None:
@@ -100,7 +111,12 @@ def _paint_distractor(draw: ImageDraw.ImageDraw, item: Distractor, time: float) 
     along = np.array([math.cos(angle), math.sin(angle)]) * item.size * 0.7
     across = np.array([-along[1], along[0]]) * (1.0 if item.shape == "box" else 0.25)
     corners = [along + across, along - across, -along - across, -along + across]
+    if item.shape == "triangle":
+        corners = [2 * along, -along + 4 * across, -along - 4 * across]
     draw.polygon([(scale * (x + c[0]), scale * (y + c[1])) for c in corners], fill=item.colour)
+    if item.shape == "cross":
+        turned = [(-c[1], c[0]) for c in corners]
+        draw.polygon([(scale * (x + c[0]), scale * (y + c[1])) for c in turned], fill=item.colour)
 
 
 def _box(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
@@ -153,9 +169,11 @@ def _paint_person(
     torso = [(x, hips_y), (x, shoulders_y)]
     _limb(draw, torso, body.limb * (1.2 + 1.1 * abs(facing)), body.shirt)
     if facing > 0:
-        chest = (x + side_on * 0.085 * unit, 0.6 * shoulders_y + 0.4 * hips_y)
-        draw.ellipse(_box(*chest, 0.06 * unit), fill=body.badge)
-    head = (x, shoulders_y - (0.06 + body.head) * unit * (0.35 + 0.65 * pose.torso))
+        _paint_chest(draw, body, pose, (x + side_on * 0.085 * unit, shoulders_y, hips_y))
+    head = (
+        x + pose.head[0] * unit,
+        shoulders_y - (0.06 + body.head) * unit * (0.35 + 0.65 * pose.torso) + pose.head[1] * unit,
+    )
     tail = (head[0] - side_on * 1.3 * body.head * unit, head[1])
     nose = (head[0] + side_on * 1.1 * body.head * unit, head[1] + 0.02 * unit)
     # A ponytail behind and a nose in front: both say which way the body is turned.
@@ -179,3 +197,40 @@ def _paint_person(
         )
         _limb(draw, [shoulder, elbow, hand], body.limb * 0.85, body.shirt)
         draw.ellipse(_box(*hand, body.limb * 0.6), fill=body.skin)
+        if pose.held is not None and pose.held.side == side:
+            _paint_held(draw, body, pose.held, hand)
+
+
+def _paint_chest(
+    draw: ImageDraw.ImageDraw, body: Body, pose: Pose, chest: tuple[float, float, float]
+) -> None:
+    """A badge, or two lamps that show where they are lit."""
+    x, shoulders_y, hips_y = chest
+    if pose.lamps is None:
+        middle = (x, 0.6 * shoulders_y + 0.4 * hips_y)
+        draw.ellipse(_box(*middle, 0.06 * body.height), fill=body.badge)
+        return
+    for share, lit in zip((0.3, 0.85), pose.lamps, strict=True):
+        middle = (x, (1 - share) * shoulders_y + share * hips_y)
+        if lit:
+            draw.ellipse(_box(*middle, 0.065 * body.height), fill=body.badge)
+
+
+def _paint_held(
+    draw: ImageDraw.ImageDraw, body: Body, held: Held, hand: tuple[float, float]
+) -> None:
+    unit, scale = body.height, SUPERSAMPLING
+    if held.thing == "ball":
+        draw.ellipse(_box(*hand, 0.065 * unit), fill=body.thing)
+    elif held.thing == "ring":
+        draw.ellipse(
+            _box(*hand, 0.085 * unit), outline=body.thing, width=round(scale * 0.03 * unit)
+        )
+    else:
+        x, y = math.cos(held.angle) * 0.12 * unit, math.sin(held.angle) * 0.12 * unit
+        _limb(
+            draw,
+            [(hand[0] - x, hand[1] - y), (hand[0] + x, hand[1] + y)],
+            0.05 * unit,
+            body.thing,
+        )

@@ -1,7 +1,8 @@
-"""The embedded dataset: little articulated people, rendered here and encoded to H.264.
+"""The embedded datasets: little articulated people, rendered here and encoded to H.264.
 
-Every video is a function of (generator version, seed, split, index) and nothing else: a scene is
-drawn at random here, moves by `figure_motion` and is painted by `figure_painting`.
+Every video is a function of (set, generator version, seed, split, index) and nothing else. The
+demo's scenes are drawn at random here and move by `figure_motion`, the hard set's are drawn by
+`figure_looks` and move by `figure_phrases`; `figure_painting` paints both.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.datasets.figure_looks import draw_phrase
 from pipeline.datasets.figure_motion import ACTIONS, Motion, Pose
 from pipeline.datasets.figure_painting import (
     MARGIN,
@@ -29,27 +32,44 @@ from pipeline.datasets.figure_painting import (
     Scene,
     render_frames,
 )
+from pipeline.datasets.figure_phrases import PHRASES
 from pipeline.processes import ProcessPool
 from pipeline.samples import Sample
 
 CLASSES: tuple[str, ...] = tuple(sorted(ACTIONS))
 GENERATOR_VERSION = 1
+HARD_VERSION = 1  # of the hard set
 FRAME_RATES = (24, 25, 30)  # frames per second
 DURATION_SEC = (2.0, 4.0)
 
 
-def scene_id(seed: int, split: str, index: int) -> str:
-    """A stable sample id; it changes whenever the pixels would, so caches never mix two sets."""
-    key = f"figures/{GENERATOR_VERSION}/{seed}/{split}/{index}"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:10]
-    return f"{CLASSES[index % len(CLASSES)]}-{digest}"
+@dataclass(frozen=True)
+class FigureSet:
+    """A set of rendered videos.
+
+    Attributes:
+        name: its ids and draws depend on it.
+        version: raised whenever a pixel changes.
+        classes: its actions, alphabetical; they take turns, so every split is balanced.
+        draw: (random generator, split, action) -> the scene of one video.
+    """
+
+    name: str
+    version: int
+    classes: tuple[str, ...]
+    draw: Callable[[np.random.Generator, str, str], Scene]
+
+    def key(self, seed: int, split: str, index: int) -> str:
+        """All that a video depends on."""
+        return f"{self.name}/{self.version}/{seed}/{split}/{index}"
+
+    def action(self, index: int) -> str:
+        """The class of one video."""
+        return self.classes[index % len(self.classes)]
 
 
-def draw_scene(seed: int, split: str, index: int) -> Scene:
-    """Draw the scene of one video; the classes take turns, so every split is balanced."""
-    key = f"figures/{GENERATOR_VERSION}/{seed}/{split}/{index}"
-    rng = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
-    action = CLASSES[index % len(CLASSES)]
+def _draw_demo(rng: np.random.Generator, split: str, action: str) -> Scene:
+    """Draw a scene of the demo: all splits look alike."""
     frame_rate = int(rng.choice(FRAME_RATES))
     frames = round(float(rng.uniform(*DURATION_SEC)) * frame_rate)
     ground = _colour(rng, dark=0.25, bright=0.85)
@@ -153,6 +173,24 @@ def _draw_distractor(rng: np.random.Generator) -> Distractor:
     )
 
 
+DEMO = FigureSet("figures", GENERATOR_VERSION, CLASSES, _draw_demo)
+HARD = FigureSet("figures_hard", HARD_VERSION, tuple(PHRASES), draw_phrase)
+SETS = {"demo": DEMO, "hard": HARD}
+"""By the name that a config gives as `prepare.set`."""
+
+
+def scene_id(seed: int, split: str, index: int, of: FigureSet = DEMO) -> str:
+    """A stable sample id; it changes whenever the pixels would, so caches never mix two sets."""
+    digest = hashlib.sha256(of.key(seed, split, index).encode()).hexdigest()[:10]
+    return f"{of.action(index)}-{digest}"
+
+
+def draw_scene(seed: int, split: str, index: int, of: FigureSet = DEMO) -> Scene:
+    """Draw the scene of one video."""
+    digest = hashlib.sha256(of.key(seed, split, index).encode()).digest()
+    return of.draw(np.random.default_rng(list(digest)), split, of.action(index))
+
+
 def encode(frames: Iterator[NDArray[np.uint8]], path: Path, frame_rate: int) -> None:
     """Encode RGB frames to H.264 in MP4; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,35 +213,37 @@ def encode(frames: Iterator[NDArray[np.uint8]], path: Path, frame_rate: int) -> 
     partial_path.replace(path)
 
 
-def sample(seed: int, split: str, index: int) -> Sample:
+def sample(seed: int, split: str, index: int, of: FigureSet = DEMO) -> Sample:
     """The row of the samples table for one video."""
-    name = scene_id(seed, split, index)
-    action = CLASSES[index % len(CLASSES)]
+    name = scene_id(seed, split, index, of)
+    action = of.action(index)
     return Sample(
         sample_id=name,
         path=f"{split}/{action}/{name}.mp4",
         split=split,
-        labels={"action": CLASSES.index(action)},
+        labels={"action": of.classes.index(action)},
     )
 
 
-def render_one(root: Path, seed: int, split: str, index: int) -> Sample:
+def render_one(root: Path, seed: int, split: str, index: int, of: FigureSet = DEMO) -> Sample:
     """Render one video unless it is there already."""
-    row = sample(seed, split, index)
+    row = sample(seed, split, index, of)
     path = root / row.path
     if not path.exists():
-        scene = draw_scene(seed, split, index)
+        scene = draw_scene(seed, split, index, of)
         encode(render_frames(scene), path, scene.frame_rate)
     return row
 
 
-def render(root: Path, *, seed: int, split: str, count: int, workers: int) -> Iterator[Sample]:
+def render(
+    root: Path, *, seed: int, split: str, count: int, workers: int, of: FigureSet = DEMO
+) -> Iterator[Sample]:
     """Render `count` videos of one split below `root`, in parallel; yields their samples in order.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    job = partial(render_one, root, seed, split)
+    job = partial(render_one, root, seed, split, of=of)
     if workers <= 1:
         yield from map(job, range(count))
         return

@@ -1,0 +1,215 @@
+"""The evidence: named settings × seeds, trained from one cache, one CSV row for each student.
+
+    python benchmarks/evidence.py list                          # settings, runs, minutes
+    python benchmarks/evidence.py run main --seeds 5            # or other groups; without: all
+    python benchmarks/evidence.py run --smoke                   # one epoch each, to try it
+
+What was interrupted goes on from its checkpoint, what has a row is not done again. Students lie in
+outputs/<dataset>/evidence, rows in docs/results/<dataset>.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from evidence_plan import Planned, plan
+from evidence_settings import GROUPS, Setting, chosen
+from making import print_table
+from online_feed import OnlineFeed
+from pipeline.config import Run
+from pipeline.config_file import load_config
+from pipeline.resuming import Past
+from pipeline.samples import Samples, read_samples, samples_from_table
+from stages.ablation_results import check_unchanged
+from stages.feed import Feed
+from stages.files import write_csv
+from stages.progress import console
+from stages.scoring import labelled, score
+from stages.side_by_side import run_many
+from stages.student_training import Job
+
+COLUMNS = (
+    *("group", "setting", "variant", "seed", "val_top1", "test_top1", "test_top5", "minutes"),
+    *("changes", "online", "loss", "cache", "config_sha256", "commit", "command"),
+)
+"""Of the CSV. Accuracies are shares of 1, `minutes` those of the training on one core."""
+
+
+def train(planned: Sequence[Planned], at_once: int) -> None:
+    """Train what is not trained yet; what fails is told and left to the next call."""
+    check_unchanged([one.student for one in planned])
+    waiting = [one for one in planned if not one.student.trained]
+    jobs = [
+        Job(
+            name=f"{one.setting.name}, seed {one.student.seed}",
+            run=one.student.run,
+            cache=one.cache,
+            part=one.part,
+            folder=one.student.folder,
+            device="cpu",
+            threads=1,
+            decoders=0,
+            checkpoint_steps=200,
+            feed=OnlineFeed if one.setting.online else Feed,
+        )
+        for one in waiting
+    ]
+    for one in waiting:
+        one.student.begin()
+
+    def end(index: int, future: Future[Past]) -> None:
+        student, error = waiting[index].student, future.exception()
+        if error is not None:
+            student.fail(error)
+            console.print(f"{jobs[index].name} failed: {student.folder / 'failed.txt'}")
+            return
+        clips = waiting[index].part.num_usable  # of an epoch
+        rates = [record["clips_per_sec"] for record in future.result().records]
+        student.keep(minutes=sum(clips / rate for rate in rates) / 60)
+        student.end(samples_from_table(waiting[index].cache.samples, "the cache").heads)
+
+    if jobs:
+        run_many(jobs, at_once, end)
+
+
+def score_all(run: Run, planned: Sequence[Planned]) -> None:
+    """Score the trained ones that have no score: one decode of each split for all of them."""
+    table = read_samples(run.samples_path)
+    waiting = [one for one in planned if one.student.trained and "scores" not in one.student.result]
+    found: dict[tuple[str, int], dict[str, float]] = {one.key: {} for one in waiting}
+    models = {
+        f"{one.setting.name}/{one.student.seed}": one.student.load(table.heads) for one in waiting
+    }
+    for split in splits_of(run, table) if models else ():
+        samples = labelled(table.of_splits([split]))
+        scored = score(models, Path(run.prepare.root), samples, 0, 32, what=f"scoring {split}")
+        for one in waiting:
+            figures = scored.accuracies(f"{one.setting.name}/{one.student.seed}")
+            found[one.key] |= {f"{split}_{name}": figures[name] for name in ("top1", "top5")}
+    for one in waiting:
+        one.student.keep(scores=found[one.key])
+
+
+def splits_of(run: Run, table: Samples) -> list[str]:
+    """What is scored: `val` too, where there is one."""
+    return [name for name in ("val", run.evaluate.split) if name in table.splits()]
+
+
+def row_of(run: Run, one: Planned, commit: str) -> dict[str, Any]:
+    """Of the CSV."""
+    result = one.student.result
+    scores, test = result["scores"], run.evaluate.split
+    return {
+        "group": one.setting.group,
+        "setting": one.setting.name,
+        "variant": one.setting.variant,
+        "seed": one.student.seed,
+        "val_top1": scores.get("val_top1"),
+        "test_top1": scores[f"{test}_top1"],
+        "test_top5": scores[f"{test}_top5"],
+        "minutes": round(result["minutes"], 2),
+        "changes": json.dumps(dict(one.setting.changes)),
+        "online": one.setting.online,
+        "loss": one.student.variant.loss,
+        "cache": one.cache.fingerprint[:16],
+        "config_sha256": one.config_sha256,
+        "commit": commit,
+        "command": f"python benchmarks/evidence.py run {one.setting.group}",
+    }
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Those that stand."""
+    return pa.csv.read_csv(path).to_pylist() if path.is_file() else []
+
+
+def add_rows(run: Run, path: Path, planned: Sequence[Planned]) -> None:
+    """Write the CSV with the rows of all that are scored; a row that stands stays as it is.
+
+    Raises:
+        ValueError: a row is of another config than the student of its name.
+    """
+    rows = {(row["setting"], row["seed"]): row for row in read_rows(path)}
+    commit = commit_of(Path(__file__).parent)
+    for one in planned:
+        if "scores" not in one.student.result:
+            continue
+        standing = rows.setdefault(one.key, row_of(run, one, commit))
+        if standing["config_sha256"] != one.config_sha256:
+            raise ValueError(
+                f"{path} has a row of {one.setting.name}, seed {one.student.seed}, by another "
+                "config: take the rows of that setting out of it"
+            )
+    names = {name: place for place, name in enumerate(GROUPS)}
+    ordered = sorted(
+        rows.values(), key=lambda row: (names[row["group"]], row["setting"], row["seed"])
+    )
+    write_csv(path, pa.Table.from_pylist(ordered).select(list(COLUMNS)))
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that is checked out; `+` where tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "-s", "-uno") else "")
+
+
+def main() -> None:
+    """Read the options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("list", "run"))
+    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; all by default")
+    parser.add_argument("--dataset", default="figures_hard")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--at-once", type=int, default=2, help="trainings side by side")
+    parser.add_argument("--minutes", type=float, default=2.3, help="of a run on one core, for list")
+    parser.add_argument("--smoke", action="store_true", help="one epoch each, rows beside them")
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    settings = chosen(options.groups)
+    if options.what == "list":
+        show(settings, options)
+        return
+    run = load_config(Path("configs") / f"{options.dataset}.yaml")
+    csv = options.csv or Path("docs/results") / f"{options.dataset}.csv"
+    if options.smoke:
+        csv = run.outputs / "evidence-smoke" / "rows.csv"
+    console.print(f"{shlex.join(sys.argv)} -> {csv}")
+    planned = list(plan(run, settings, options.seeds, smoke=options.smoke))
+    for first in range(0, len(planned), len(settings)):  # a seed's rows stand before the next one
+        some = planned[first : first + len(settings)]
+        train(some, options.at_once)
+        score_all(run, some)
+        add_rows(run, csv, some)
+
+
+def show(settings: Sequence[Setting], options: argparse.Namespace) -> None:
+    """The plan: what is trained and what it takes."""
+    rows = []
+    for group in dict.fromkeys(setting.group for setting in settings):
+        members = [setting for setting in settings if setting.group == group]
+        runs = options.seeds * len(members)
+        minutes = options.seeds * sum(one.cost for one in members) * options.minutes
+        rows.append([group, len(members), runs, f"{minutes:.0f}"])
+    total = [sum(row[place] for row in rows) for place in (1, 2)]
+    minutes = sum(float(row[3]) for row in rows)
+    rows.append(["together", *total, f"{minutes:.0f}"])
+    print_table(["group", "settings", "runs", "minutes of one core"], rows)
+
+
+if __name__ == "__main__":
+    main()

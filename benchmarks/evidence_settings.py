@@ -1,0 +1,95 @@
+"""What the evidence consists of: named groups of settings, each a variant of `dualkd ablate`.
+
+A setting is a variant's loss with some fields of the config changed. Those that change `extract`
+have caches of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.variants import NAMES
+
+FOUR = ("labels", "uniform", "datw", "all")
+FRESH = 20  # views: one for each epoch of the config
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the tables.
+
+    Attributes:
+        group: the table it belongs to.
+        name: unique, names its folder.
+        variant: of `dualkd ablate`.
+        changes: dotted fields of the config, and their values.
+        fixed8: whether its cache has the teachers' fields as 8-bit steps.
+        online: whether the teachers run beside the training instead of being read.
+        cost: of a run, in runs of the group `main`.
+    """
+
+    group: str
+    name: str
+    variant: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    fixed8: bool = False
+    online: bool = False
+    cost: float = 1.0
+
+    @property
+    def own_cache(self) -> bool:
+        """Whether it needs another cache than the dataset's own."""
+        return self.fixed8 or any(name.startswith("extract.") for name in self.changes)
+
+
+def _of(group: str, variants: tuple[str, ...], cost: float = 1.0, **changes: Any) -> list[Setting]:
+    """A group that changes the same fields of some variants; `__` stands for a dot."""
+    dotted = {name.replace("__", "."): value for name, value in changes.items()}
+    return [Setting(group, f"{group}-{one}", one, dotted, cost=cost) for one in variants]
+
+
+def _knob(
+    group: str, variants: tuple[str, ...], field_name: str, values: Mapping[str, Any]
+) -> list[Setting]:
+    return [
+        Setting(group, f"{group}-{label}-{variant}", variant, {field_name: value})
+        for label, value in values.items()
+        for variant in variants
+    ]
+
+
+_ALL = [
+    *_of("main", NAMES),
+    *_of("student", FOUR, 2.5, distill__student="pytorchvideo/x3d_tiny"),
+    *_of("size", FOUR, 1.0, distill__fraction=0.5, distill__train__epochs=2 * FRESH),
+    *_knob("views", ("labels", "all"), "distill.views", {"1": 1, "2": 2, "8": 8, "20": FRESH}),
+    *_knob("dim", ("datw_sdd",), "extract.projection.dim", {"8": 8, "64": 64}),
+    *_knob(
+        "grid", ("datw_sdd",), "extract.projection.grid", {"1x1x1": [1, 1, 1], "4x1x1": [4, 1, 1]}
+    ),
+    *_knob(
+        "projection", ("datw_sdd",), "extract.projection.kind", {"pca": "pca", "random": "random"}
+    ),
+    Setting("fields", "fields-fixed8-all", "all", fixed8=True),
+    *_knob("temperature", ("datw",), "distill.temperature", {"1": 1.0, "4": 4.0}),
+    *_knob("weight", ("datw",), "distill.weights.kd", {"kd0.3": 0.3, "kd3": 3.0}),
+    *_knob("weight", ("datw_sdd",), "distill.weights.sdd", {"sdd0.1": 0.1, "sdd2": 2.0}),
+    *_knob("weight", ("datw_rkd",), "distill.weights.rkd", {"rkd0.003": 0.003, "rkd0.3": 0.3}),
+    Setting("online", "online-all", "all", {"distill.views": FRESH}, online=True, cost=3.0),
+]
+SETTINGS = {setting.name: setting for setting in _ALL}
+GROUPS = tuple(dict.fromkeys(setting.group for setting in _ALL))
+
+
+def chosen(groups: list[str]) -> list[Setting]:
+    """The settings of some groups, or all.
+
+    Raises:
+        ValueError: there is no such group.
+    """
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown:
+        raise ValueError(f"there is no group {unknown[0]!r}; there are {', '.join(GROUPS)}")
+    return [setting for setting in _ALL if not groups or setting.group in groups]

@@ -1,0 +1,207 @@
+"""Tables and plots of the evidence, from its CSV files and nothing else.
+
+python benchmarks/evidence_tables.py               # prints the tables, writes docs/results/*.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence import read_rows
+from making import print_table
+from stages.ablation_table import CHART_STYLE
+from stages.charts import Spread, dot_chart
+from stages.files import write_text
+from stages.intervals import Estimate, estimate
+from stages.wording import percent, points
+
+Row = Mapping[str, Any]
+Figures = Mapping[str, Mapping[int, float]]
+"""Of a setting, by seed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that words claim, as a difference of two settings on the same seeds."""
+
+    words: str
+    setting: str
+    against: str
+
+
+CLAIMS = (
+    *(
+        Claim(f"{words}{where}", f"{group}-{one}", f"{group}-{other}")
+        for group, where in (
+            ("main", ""),
+            ("student", ", the larger student"),
+            ("size", ", half the videos"),
+        )
+        for words, one, other in (
+            ("the method helps: all − labels", "all", "labels"),
+            ("two teachers help: uniform − labels", "uniform", "labels"),
+            ("DATW over uniform: datw − uniform", "datw", "uniform"),
+            ("SDD and RKD add: all − datw", "all", "datw"),
+        )
+    ),
+    Claim("SDD adds: datw_sdd − datw", "main-datw_sdd", "main-datw"),
+    Claim("SDD adds beside RKD: all − datw_rkd", "main-all", "main-datw_rkd"),
+    Claim("RKD adds: datw_rkd − datw", "main-datw_rkd", "main-datw"),
+    Claim("RKD adds beside SDD: all − datw_sdd", "main-all", "main-datw_sdd"),
+    Claim("the CNN, like the student, helps most: kd_cnn − kd_vit", "main-kd_cnn", "main-kd_vit"),
+    Claim("a fixed φ is better: datw_sdd − learned_sdd", "main-datw_sdd", "main-learned_sdd"),
+    Claim("the student is above the ViT teacher: all − ViT", "main-all", "vit"),
+    Claim("the student is above the CNN teacher: all − CNN", "main-all", "cnn"),
+    Claim("the cache costs nothing: 4 cached views − fresh ones online", "main-all", "online-all"),
+    Claim("nor do 8 of them", "views-8-all", "online-all"),
+    Claim("nor does rounding: 20 cached views − the same online", "views-20-all", "online-all"),
+    Claim("8-bit fields cost nothing: fixed8 − float16", "fields-fixed8-all", "main-all"),
+)
+LABELS = ("main", "student", "size")
+"""Groups that are held against labels only; the others against the same variant of `main`."""
+VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20"}
+TEACHERS = ("vit", "cnn")
+
+
+def by_setting(rows: Sequence[Row], figure: str) -> Figures:
+    """One figure of the CSV: setting → seed → value."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row[figure] is not None:
+            found.setdefault(row["setting"], {})[row["seed"]] = row[figure]
+    return found
+
+
+def reference_of(row: Row) -> str:
+    """The setting that one is held against."""
+    return f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
+
+
+def with_teachers(figures: Figures, path: Path) -> Figures:
+    """The figures, and the teachers' as settings with the same value for all seeds."""
+    seeds = {seed for of_setting in figures.values() for seed in of_setting}
+    known = [row for row in read_rows(path) if (row["split"], row["actions"]) == ("test", "all")]
+    return {
+        **figures,
+        **{name: dict.fromkeys(seeds, row[name]) for row in known for name in TEACHERS},
+    }
+
+
+def gain(figures: Figures, setting: str, against: str) -> Estimate | None:
+    """The difference on the seeds that both have; None where there is none."""
+    one, other = figures.get(setting, {}), figures.get(against, {})
+    differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+    return estimate(differences) if differences else None
+
+
+def verdict(difference: Estimate | None) -> str:
+    """What the interval says of a claim that a difference is above 0."""
+    if difference is None or difference.interval is None:
+        return "too few seeds"
+    low, high = difference.interval
+    return "confirmed" if low > 0 else "contrary" if high < 0 else "not confirmed"
+
+
+def shown(one: Estimate | None, *, difference: bool = False) -> str:
+    """A mean and half its interval, in percent or points."""
+    if one is None:
+        return "–"
+    mean = points(one.mean) if difference else f"{100 * one.mean:.1f}"
+    if one.interval is None:
+        return mean
+    return f"{mean} ± {50 * (one.interval[1] - one.interval[0]):.1f}"
+
+
+def print_group(rows: Sequence[Row], group: str) -> None:
+    """Every setting of a group, with its gain over the group's reference."""
+    test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
+    minutes = by_setting(rows, "minutes")
+    lines = []
+    for setting, row in {row["setting"]: row for row in rows if row["group"] == group}.items():
+        reference = reference_of(row)
+        over = None if setting == reference else gain(test, setting, reference)
+        of_val = estimate(list(val[setting].values())) if setting in val else None
+        lines.append(
+            [
+                f"`{setting}`",
+                len(test[setting]),
+                shown(estimate(list(test[setting].values()))),
+                f"{shown(over, difference=True)} over `{reference}`" if over else "–",
+                shown(of_val),
+                f"{estimate(list(minutes[setting].values())).mean:.1f}",
+            ]
+        )
+    print(f"\n## {group}\n")
+    head = ["setting", "seeds", "test top-1, %", "gain", "val top-1, %", "min"]
+    print_table(head, lines)
+
+
+def print_views(rows: Sequence[Row]) -> None:
+    """What the method gains with each number of cached views."""
+    test = by_setting(rows, "test_top1")
+    lines = []
+    for views, prefix in VIEWS.items():
+        variants = [f"{prefix}-{variant}" for variant in ("labels", "all")]
+        if not all(name in test for name in variants):
+            continue
+        means = [shown(estimate(list(test[name].values()))) for name in variants]
+        lines.append([views, *means, shown(gain(test, *variants[::-1]), difference=True)])
+    print("\n## Views\n")
+    print_table(["views", "`labels`, %", "`all`, %", "gain"], lines)
+
+
+def print_claims(test: Figures) -> None:
+    """Claim by claim."""
+    lines = []
+    for claim in CLAIMS:
+        difference = gain(test, claim.setting, claim.against)
+        seeds = len(difference.values) if difference else 0
+        lines.append([claim.words, seeds, shown(difference, difference=True), verdict(difference)])
+    print("\n## Claims\n")
+    print_table(["claim", "seeds", "points of test top-1", "verdict"], lines)
+
+
+def chart(rows: Sequence[Row], group: str) -> str:
+    """A row of dots for each setting of a group."""
+    test = by_setting(rows, "test_top1")
+    spreads = []
+    for row in {row["setting"]: row for row in rows if row["group"] == group}.values():
+        values = test[row["setting"]]
+        found = estimate(list(values.values()))
+        kind = "labels" if row["variant"] == "labels" else "method"
+        dots = [(f"{row['setting']}, seed {seed}", value) for seed, value in values.items()]
+        spreads.append(Spread(row["setting"], kind, dots, found.mean, found.interval))
+    mark = test.get(reference_of(next(row for row in rows if row["group"] == group)))
+    drawn = dot_chart(
+        f"Top-1 on the test split: {group}",
+        spreads,
+        x_name="top-1 on the test split. Dot: a seed; diamond: the mean; bar: its 95 % interval",
+        mark=estimate(list(mark.values())).mean if mark else None,
+        show=lambda share: percent(share, 0),
+        style=CHART_STYLE,
+    )
+    return f"{drawn}\n"
+
+
+def main() -> None:
+    """Print the tables, write the plots."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="figures_hard")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+    rows = read_rows(options.results / f"{options.dataset}.csv")
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    teachers = options.results / f"{options.dataset}_teachers.csv"
+    print_claims(with_teachers(by_setting(rows, "test_top1"), teachers))
+    print_views(rows)
+    for group in groups:
+        print_group(rows, group)
+        write_text(options.results / f"{options.dataset}-{group}.svg", chart(rows, group))
+
+
+if __name__ == "__main__":
+    main()
