@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.commits import Commits, commit_file, gather, read_commits
+from cache.commits import Commits, gather, read_commits
 from cache.layout import (
     CHECKSUM_BYTES,
     COMMITS,
@@ -26,11 +26,12 @@ from cache.layout import (
 )
 from cache.manifest import Digests, check_file, copy_empty, read_manifest, way_out
 from cache.metadata import read_layout
-from cache.remote import Advance, Remote, in_parallel
+from cache.remote import Advance, in_parallel
 from cache.schema import STATUS_FIELD, CacheError, DamagedError
 from cache.sealed import seal
-from cache.shelf import Record, record_of, shelf_of, write_record
-from cache.source import copy_shelved, dataset_of, standing_records
+from cache.shelf import Record, Shelved, find_cache, record_of, shelf_of, write_record
+from cache.shelf_mending import ReplacedError, check_whole, copy_mended
+from cache.source import dataset_of
 from cache.union import (
     ConflictError,
     Key,
@@ -103,7 +104,8 @@ def push_cache(
 
     Raises:
         ConflictError: the cache there holds other rows in the same places.
-        DamagedError: a file of the cache is damaged; nothing appears there then.
+        DamagedError: a file of the cache is damaged, and nothing appears there then; or the shelf
+            has lost files that this cache does not have either.
         cache.remote.TransferError: a file could not be sent.
     """
     layout = read_layout(path)
@@ -111,9 +113,12 @@ def push_cache(
     shelf = shelf_of(url, dataset_of(layout.identity))
     done = Pushed(shelf.below(layout.fingerprint).url, 0, 0, 0, 0.0)
     for _ in range(_ROUNDS):
-        records = standing_records(shelf, layout.fingerprint)
+        found = find_cache(shelf, layout.fingerprint)
         with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
-            push = _Round(layout, shelf, records, Path(temporary) / "cache")
+            try:
+                push = _Round(layout, found, Path(temporary) / "cache")
+            except ReplacedError:
+                continue
             push.meet(ours=ours)
             push.send(jobs, metered, check=check)
             name = push.publish(author, about)
@@ -124,7 +129,7 @@ def push_cache(
             standing=done.standing or push.standing,
             coverage=push.coverage,
         )
-        if [record.name for record in standing_records(shelf, layout.fingerprint)] == [name]:
+        if find_cache(shelf, layout.fingerprint).names == [name]:
             return done
     raise CacheError(f"{done.url}: others push to it all the while; run this again later")
 
@@ -135,16 +140,15 @@ class _Round:
     `_state` is the cache as it will be there, without chunk files.
     """
 
-    def __init__(
-        self, layout: Layout, shelf: Remote, records: Sequence[Record], state: Path
-    ) -> None:
-        self._mine, self._shelf, self._records = layout, shelf, records
-        self._there = shelf.below(layout.fingerprint)
-        self._gone: list[Path] = []
+    def __init__(self, layout: Layout, found: Shelved, state: Path) -> None:
+        self._mine, self._found = layout, found
+        self._there = found.shelf.below(layout.fingerprint)
+        self._records: tuple[Record, ...] = ()
+        self._left_out: list[str] = []
         self.bytes = self.files = self.standing = 0
         self.coverage = 0.0
-        if records:
-            copy_shelved(self._there, records, state)
+        if found.records:
+            self._records, self._left_out = copy_mended(found, layout, state)
         else:
             (state / COMMITS).mkdir(parents=True)
             copy_empty(layout.path, state)
@@ -154,6 +158,8 @@ class _Round:
         self._commits = all_commits(layout)
         self._held = gather(self._state, self._commits)
         self._stands = read_commits(self._state)
+        whole = all(mask.all() for mask in self._held.present.values())
+        check_whole(self._there, self._left_out, layout, whole=whole)
 
     def meet(self, *, ours: bool) -> None:
         """Refuse rows that differ there, or take them out of what is there."""
@@ -174,7 +180,7 @@ class _Round:
                 f"{told}\nOf these rows {self._mine.path} lacks other fields, which would be lost "
                 f"there:\n{in_words(self._state, lacking)}\nPull or extract them first"
             )
-        self._gone = without(self._state, replaced, self._read_status_there)
+        without(self._state, replaced, self._read_status_there)
         self._stands = read_commits(self._state)
 
     def send(self, jobs: int, metered: Metered, *, check: bool) -> None:
@@ -219,20 +225,46 @@ class _Round:
             dataset=dataset_of(self._state.identity),
             fingerprint=self._state.fingerprint,
             author=author,
-            replaces=[record.name for record in self._records],
+            replaces=sorted(self._before()),
             about=about(self._state, commits),
         )
         told = self._records[0] if self._records else None
-        if told and len(self._records) == 1 and _same(told, record):
+        if told and self._is_all_there(told, record):
+            self._clear_away(told)
             return told.name
         self._write_metadata(record, told)
-        name = write_record(self._shelf, record)
+        name = write_record(self._found.shelf, record)
         self.bytes += len(seal(record.to_json()))
-        for path in self._gone:
-            self._there.remove(commit_file(path))
-        for replaced in self._records:
-            self._shelf.remove(replaced.name)
+        self._clear_away(replace(record, name=name))
         return name
+
+    def _before(self) -> set[str]:
+        """The names of all records that a new one takes the place of.
+
+        Those that are gone as well: one may come back, as from a backup, or where it was removed
+        while somebody wrote it.
+        """
+        listed = (*self._found.records, *self._found.replaced)
+        return {record.name for record in listed}.union(*(record.replaces for record in listed))
+
+    def _is_all_there(self, told: Record, record: Record) -> bool:
+        """Whether a push brought nothing, and one record says all."""
+        same = told.digests == record.digests and told.commits == record.commits
+        alone = self._found.names == [told.name]
+        return (
+            same and alone and not self._left_out and self._before() <= {*told.replaces, told.name}
+        )
+
+    def _clear_away(self, standing: Record) -> None:
+        """Remove the records that one has replaced, then the commits that none names any more."""
+        listed = (*self._found.records, *self._found.replaced)
+        for record in sorted(listed, key=lambda record: (record.time, record.name)):
+            if record.name != standing.name:
+                self._found.shelf.remove(record.name)
+        gone = self._found.commits - standing.commits.keys()
+        if gone:  # a record that could not be removed, or that came meanwhile, may need them
+            for key in gone - find_cache(self._found.shelf, self._mine.fingerprint).commits:
+                self._there.remove(key)
 
     def _write_metadata(self, record: Record, told: Record | None) -> None:
         """Bring the cache's folder there to the same state, so that it can be read as it lies.
@@ -304,11 +336,6 @@ class _Round:
 def _either(old: str | None, new: str) -> Digests:
     """What the manifest says of a file while it is being written."""
     return [new] if old == new else [old, new]
-
-
-def _same(told: Record, record: Record) -> bool:
-    """Whether a push brought nothing."""
-    return told.digests == record.digests and told.commits == record.commits
 
 
 def _check_metadata(path: Path) -> None:

@@ -218,7 +218,9 @@ class Remote:
         for seconds in (*_WAITS_SEC, None):
             try:
                 return act()
-            except (FileNotFoundError, NotADirectoryError, CacheError):
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{self.name(key)} is missing") from error
+            except (NotADirectoryError, CacheError):
                 raise
             except PermissionError as error:
                 raise TransferError(

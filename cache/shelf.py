@@ -5,8 +5,9 @@
 
 What no record tells of does not exist there. A record is written after everything that it names, by
 one request; it holds the metadata, so a reader of one record sees one state of the cache, whatever
-somebody pushes meanwhile. A push replaces the records that it knew of. Where two push at once, both
-records stand until either's next look, and a cache is what they say together.
+somebody pushes meanwhile. A push replaces the records that it knew of, and all that those replaced.
+Where two push at once, both records stand until either's next look, and a cache is what they say
+together.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cache.schema import CacheError, DamagedError
 from cache.sealed import seal, unseal, write_sealed
 
 RECORD_VERSION = 1
+MENDED_BY = "`dualkd-cache push` from a folder in which the cache is whole mends it"
 
 _MAX_RECORD_BYTES = 256 * 2**20
 _RECORD = re.compile(r"([0-9a-f]{64})\.\d{8}T\d{6}Z-[0-9a-f]{8}\.json")
@@ -50,7 +52,8 @@ class Record:
         fingerprint: of the cache's identity.
         author: who pushed.
         time: when, UTC.
-        replaces: names of the records that it knew of.
+        replaces: names of all records before it, as far as it knew of them: of those that lay
+            there, and of those that they had replaced, should one of them come back.
         metadata: the text of each `zarr.json`.
         files: the other files of the manifest.
         commits: the commits by their names in the cache.
@@ -88,10 +91,22 @@ class Shelved:
     Attributes:
         shelf: the folder of its dataset there.
         records: all that stand of it, none replaced by another; newest first.
+        replaced: those that lie there still, though they count no more; newest first.
     """
 
     shelf: Remote
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] = ()
+    replaced: tuple[Record, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the records that stand."""
+        return [record.name for record in self.records]
+
+    @property
+    def commits(self) -> set[str]:
+        """All commits that any record there names, whether it stands or not."""
+        return {key for record in (*self.records, *self.replaced) for key in record.commits}
 
     @property
     def cache(self) -> Remote:
@@ -156,15 +171,25 @@ def _caches_listed(shelf: Remote, fingerprint: str) -> list[Shelved]:
         match = _RECORD.fullmatch(name)
         if match and match[1].startswith(fingerprint):
             names.setdefault(match[1], []).append(name)
-    return [Shelved(shelf, tuple(_standing(shelf, its))) for _, its in sorted(names.items())]
+    return [_shelved(shelf, its) for _, its in sorted(names.items())]
 
 
-def _standing(shelf: Remote, names: Sequence[str]) -> list[Record]:
-    """Read records; those that others replace are left out."""
+def _shelved(shelf: Remote, names: Sequence[str]) -> Shelved:
+    """Read the records of a cache; those that others replace stand no more."""
     records = [_read(shelf, name) for name in names]
+    records.sort(key=lambda record: (record.time, record.name), reverse=True)
     replaced = {name for record in records for name in record.replaces}
-    standing = [record for record in records if record.name not in replaced]
-    return sorted(standing, key=lambda record: (record.time, record.name), reverse=True)
+    return Shelved(
+        shelf,
+        tuple(record for record in records if record.name not in replaced),
+        tuple(record for record in records if record.name in replaced),
+    )
+
+
+def find_cache(shelf: Remote, fingerprint: str) -> Shelved:
+    """A cache on a shelf; of none that is there, no records."""
+    found = caches_of(shelf, fingerprint)
+    return found[0] if found else Shelved(shelf)
 
 
 def write_record(shelf: Remote, record: Record) -> str:
@@ -177,7 +202,12 @@ def write_record(shelf: Remote, record: Record) -> str:
 
 def _read(shelf: Remote, name: str) -> Record:
     place = shelf.name(name)
-    document = unseal(shelf.read(name, _MAX_RECORD_BYTES + 1), place)
+    try:
+        document = unseal(shelf.read(name, _MAX_RECORD_BYTES + 1), place)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}. Remove this record, and push the cache again from where it is whole"
+        ) from error
     version = document.get("record_version")
     if version != RECORD_VERSION:
         raise CacheError(
@@ -234,10 +264,10 @@ def copy_metadata(cache: Remote, record: Record, folder: Path, jobs: int = 8) ->
     def fetch(entry: tuple[str, Digest]) -> None:
         key, (size, sha256) = entry
         content = cache.read(key, size + 1)
-        if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
+        if _is_other(content, (size, sha256)):
             raise DamagedError(
-                f"{cache.name(key)} is not what was pushed ({len(content)} bytes, recorded {size}):"
-                " push the cache again from a sound copy, with --check"
+                f"{cache.name(key)} is not what was pushed ({len(content)} bytes, recorded {size})."
+                f" {MENDED_BY}"
             )
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(content)
@@ -246,6 +276,18 @@ def copy_metadata(cache: Remote, record: Record, folder: Path, jobs: int = 8) ->
         pass
     files = {key: [sha256] for key, sha256 in record.digests.items()}
     write_sealed(folder / MANIFEST, {"files": files})
+
+
+def holds_digest(cache: Remote, key: str, digest: Digest) -> bool:
+    """Whether a file is there and has the bytes that a record says."""
+    try:
+        return not _is_other(cache.read(key, digest[0] + 1), digest)
+    except FileNotFoundError:
+        return False
+
+
+def _is_other(content: bytes, digest: Digest) -> bool:
+    return (len(content), hashlib.sha256(content).hexdigest()) != digest
 
 
 def record_of(

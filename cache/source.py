@@ -24,7 +24,7 @@ from cache.layout import (
 from cache.metadata import is_cache, read_layout
 from cache.remote import Advance, Remote
 from cache.schema import CacheError
-from cache.shelf import Record, caches_of, copy_metadata, shelved
+from cache.shelf import MENDED_BY, Record, copy_metadata, shelved
 from cache.union import add_commit, all_commits, grow_to_hold
 from cache.writer import open_writer
 
@@ -50,7 +50,7 @@ class Source:
     def way_out(self) -> str:
         """What helps where a file of it is missing or damaged."""
         if self.on_shelf:
-            return "Somebody who has it whole can push it again with --check"
+            return "`dualkd-cache push --check` from a folder in which the cache is whole mends it"
         return repair_hint(self.files.url)
 
     def commits(self) -> list[Commit]:
@@ -92,10 +92,7 @@ def open_source(url: str, folder: Path) -> Source:
         except FileNotFoundError as error:  # a push has replaced the record meanwhile
             shutil.rmtree(folder, ignore_errors=True)
             if attempt == _TRIES - 1:
-                raise CacheError(
-                    f"{found[0].cache.url}: a file that its record names is not there ({error}). "
-                    "Push the cache again from where it is whole"
-                ) from error
+                raise CacheError(f"{error}, which a record names. {MENDED_BY}") from error
             continue
         return Source(found[0].cache, read_layout(folder), on_shelf=True)
     raise AssertionError
@@ -118,12 +115,6 @@ def copy_shelved(cache: Remote, records: Sequence[Record], folder: Path) -> None
                 grow_to_hold(writer, other)
             for path in commit_paths(other):
                 add_commit(folder, commit_chunk(path), path.read_bytes())
-
-
-def standing_records(shelf: Remote, fingerprint: str) -> tuple[Record, ...]:
-    """The records of a cache on a shelf that none replaces, newest first."""
-    found = caches_of(shelf, fingerprint)
-    return found[0].records if found else ()
 
 
 def dataset_of(identity: Mapping[str, Any]) -> str:

@@ -107,7 +107,10 @@ def test_a_pull_that_cannot_go_on_names_the_object_and_goes_on_later(
     with fault(s3, kind, "GET", CHUNK, times=None), pytest.raises(TransferError) as caught:
         pull_cache(SHELF, copy)
     assert f"{url}/{CHUNK}" in str(caught.value)
-    wants = {"denied": "Credentials come from", "missing": "can push it again with --check"}
+    wants = {
+        "denied": "Credentials come from",
+        "missing": "`dualkd-cache push --check`",
+    }
     assert wants.get(kind, "run the same command again") in str(caught.value)
     assert not copy.exists()
     s3.requests.clear()

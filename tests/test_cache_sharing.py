@@ -26,6 +26,7 @@ from cache import (
     Pulled,
     RowError,
     Selection,
+    Shelved,
     TransferError,
     open_cache,
     open_writer,
@@ -285,7 +286,7 @@ def test_records_that_stand_side_by_side_are_one_cache(
         grow(path, change)
     push(ada, shelf)
     with monkeypatch.context() as patch:
-        patch.setattr("cache.push.standing_records", lambda *_: ())
+        patch.setattr("cache.push.find_cache", lambda shelf, _: Shelved(shelf))
         patch.setattr("cache.push._ROUNDS", 1)
         with pytest.raises(CacheError, match="others push to it all the while"):
             push(bob, shelf)
@@ -504,7 +505,7 @@ def test_wrong_bytes_there_are_named_and_mended_by_another_push(
     files, root = fsspec.url_to_fs(url)
     name = f"{root}/residual/c.1.0.0.0.0.0"
     files.pipe_file(name, b"\1" + files.cat_file(name)[1:])
-    with pytest.raises(TransferError, match=r"residual/c\.1\.0\S* is damaged: .*with --check"):
+    with pytest.raises(TransferError, match=r"residual/c\.1\.0\S* is damaged: .*push --check"):
         pull_cache(shelf, copy)
     assert not copy.exists()
     assert push(full, shelf).files == 0  # its size is right

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,13 @@ def other(longer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def may_not_delete(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Nothing can be removed, as where a key has no right to, or in a push that is killed there."""
-    context = monkeypatch.context()
-    patch = context.__enter__()
-    patch.setattr(Remote, "remove", lambda *_: None)
-    return patch.undo
+@pytest.fixture
+def kept_records(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """No record can be removed, as in a push that is killed before; until `undo`."""
+    with monkeypatch.context() as patch:
+        remove = Remote.remove
+        patch.setattr(Remote, "remove", lambda remote, key: "/" in key and remove(remote, key))
+        yield patch
 
 
 def records(shelf: str) -> dict[str, bytes]:
@@ -57,13 +58,17 @@ def records(shelf: str) -> dict[str, bytes]:
 
 
 def test_ours_after_a_record_that_could_not_be_removed(
-    full: Path, longer: Path, other: Path, shelf: str, tmp_path: Path, monkeypatch: Any
+    full: Path,
+    longer: Path,
+    other: Path,
+    shelf: str,
+    tmp_path: Path,
+    kept_records: pytest.MonkeyPatch,
 ) -> None:
     push(full, shelf)
-    allow = may_not_delete(monkeypatch)
     push(longer, shelf)
     assert len(records(shelf)) == 2
-    allow()
+    kept_records.undo()
     push(other, shelf, ours=True)
     assert len(records(shelf)) == 1
     pull_cache(shelf, tmp_path / "copy")
@@ -90,16 +95,15 @@ def test_a_replaced_record_that_comes_back_stands_no_more(
 
 
 def test_commits_stay_while_a_record_names_them(
-    full: Path, longer: Path, other: Path, shelf: str, monkeypatch: Any
+    full: Path, longer: Path, other: Path, shelf: str, kept_records: pytest.MonkeyPatch
 ) -> None:
     push(full, shelf)
     push(longer, shelf)
     names = set(shelved(shelf)[0].records[0].commits)
-    allow = may_not_delete(monkeypatch)
     push(other, shelf, ours=True)
     there = shelved(shelf)[0].cache
     assert names <= {f"commits/{name}" for name in there.list("commits")}
-    allow()
+    kept_records.undo()
     push(other, shelf)  # sends nothing, and clears away
     left = {f"commits/{name}" for name in there.list("commits")}
     assert left == set(shelved(shelf)[0].records[0].commits)
@@ -180,7 +184,7 @@ def test_a_shelf_that_an_older_dualkd_left_is_mended(
     for key in set(gone) - set(mine):
         there.remove(key)
     fsspec.url_to_fs(shelf)[0].pipe_file(name, content)
-    with pytest.raises(CacheError, match="is not there"):
+    with pytest.raises(CacheError, match="is missing, which a record names"):
         pull_cache(shelf, tmp_path / "copy")
     push(other, shelf)
     pull_cache(shelf, tmp_path / "copy")
