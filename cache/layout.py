@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.address import is_url
 from cache.codecs import BLOSC_HEADER_BYTES
 from cache.schema import CacheError, DamagedError, Field
 
@@ -189,11 +190,6 @@ def written_folders(layout: Layout) -> set[Path]:
     for name in layout.fields:
         folders.update(layout.path / part for part in (Path(name), *Path(name).parents))
     return folders
-
-
-def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether a place is no local folder, as `s3://bucket/cache`."""
-    return "://" in os.fspath(path)
 
 
 def repair_hint(place: Path | str) -> str:

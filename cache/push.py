@@ -26,7 +26,7 @@ from cache.layout import (
 )
 from cache.manifest import Digests, check_file, copy_empty, read_manifest, way_out
 from cache.metadata import read_layout
-from cache.remote import Advance, in_parallel
+from cache.remote import Advance, Remote, in_parallel
 from cache.schema import STATUS_FIELD, CacheError, DamagedError
 from cache.sealed import seal
 from cache.shelf import Record, Shelved, find_cache, record_of, shelf_of, write_record
@@ -106,11 +106,12 @@ def push_cache(
         ConflictError: the cache there holds other rows in the same places.
         DamagedError: a file of the cache is damaged, and nothing appears there then; or the shelf
             has lost files that this cache does not have either.
-        cache.remote.TransferError: a file could not be sent.
+        TransferError: a file could not be sent.
     """
     layout = read_layout(path)
     _check_metadata(path)
     shelf = shelf_of(url, dataset_of(layout.identity))
+    _check_apart(path, shelf.below(layout.fingerprint))
     done = Pushed(shelf.below(layout.fingerprint).url, 0, 0, 0, 0.0)
     for _ in range(_ROUNDS):
         found = find_cache(shelf, layout.fingerprint)
@@ -336,6 +337,19 @@ class _Round:
 def _either(old: str | None, new: str) -> Digests:
     """What the manifest says of a file while it is being written."""
     return [new] if old == new else [old, new]
+
+
+def _check_apart(path: Path, there: Remote) -> None:
+    """Refuse a shelf inside the cache, and one on which it lies already.
+
+    Raises:
+        CacheError: what is pushed would become a part of the cache itself.
+    """
+    if there.is_local and Path(there.root).resolve().is_relative_to(path.resolve()):
+        raise CacheError(
+            f"{there.url} is {path} itself or inside it, so nothing can be pushed there from it; a "
+            "shelf is a folder beside its caches"
+        )
 
 
 def _check_metadata(path: Path) -> None:

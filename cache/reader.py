@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from cache.address import checked_address, is_url, public_url
 from cache.blocks import ChunkBlocks, chunks_held
 from cache.chunk_store import ChunkFile, ChunkStore, Store
 from cache.chunkmap import ChunkMaps
 from cache.commits import read_commits
 from cache.identity import check_identity
-from cache.layout import Layout, chunk_key, is_url, repair_hint
+from cache.layout import Layout, chunk_key, repair_hint
 from cache.metadata import read_layout
 from cache.origin import Origin, read_origin
 from cache.remote import Remote
@@ -51,14 +52,16 @@ def open_cache(
         CacheError: there is no cache, or its metadata or commits are damaged; or it is at a URL
             and `blocks` is not set.
     """
+    address = checked_address(os.fspath(path))
     if not is_url(path):
         cache = TeacherCache(Path(path), blocks=blocks)
     elif blocks:
-        cache = _open_url(os.fspath(path), store or Store())
+        cache = _open_url(address, store or Store())
     else:
+        url = public_url(address)
         raise CacheError(
-            f"{path} is a URL, and what is not on this machine cannot be mapped. Copy the cache "
-            f"here, or open_cache({os.fspath(path)!r}, blocks=True) reads {_WHAT_BLOCKS_ARE}"
+            f"{url} is a URL, and what is not on this machine cannot be mapped. Copy the cache "
+            f"here, or open_cache({url!r}, blocks=True) reads {_WHAT_BLOCKS_ARE}"
         )
     if blocks and is_url(path):
         where = store or Store()
@@ -71,7 +74,7 @@ def open_cache(
         )
     if blocks and cache.unmapped:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in cache.unmapped.items())
-        _log.warning("%s: read in %s: %s", path, _WHAT_BLOCKS_ARE, reasons)
+        _log.warning("%s: read in %s: %s", cache.place, _WHAT_BLOCKS_ARE, reasons)
     return cache
 
 

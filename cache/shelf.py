@@ -22,8 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cache.address import checked_address, public_url
 from cache.commits import is_commit
-from cache.layout import COMMITS, MANIFEST, METADATA, is_url
+from cache.layout import COMMITS, MANIFEST, METADATA
 from cache.manifest import is_name, read_manifest
 from cache.remote import Remote, in_parallel
 from cache.schema import CacheError, DamagedError
@@ -123,7 +124,7 @@ def shelved(url: str) -> list[Shelved]:
     Raises:
         CacheError: it cannot be listed, or a record is damaged.
     """
-    url = url.rstrip("/") if is_url(url) else str(Path(url).absolute())
+    url = checked_address(url).rstrip("/")
     place, _, last = url.rpartition("/")
     if _PREFIX.fullmatch(last):
         found = caches_of(Remote(place), last)
@@ -149,8 +150,10 @@ def shelf_of(url: str, dataset: str) -> Remote:
         CacheError: the dataset's name is no name of a folder.
     """
     if not _DATASET.fullmatch(dataset) or _PREFIX.fullmatch(dataset):
-        raise CacheError(f"dataset {dataset!r:.80} cannot be the name of a folder at {url}")
-    return Remote(url if is_url(url) else str(Path(url).absolute())).below(dataset)
+        raise CacheError(
+            f"dataset {dataset!r:.80} cannot be the name of a folder at {public_url(url)}"
+        )
+    return Remote(url).below(dataset)
 
 
 def caches_of(shelf: Remote, fingerprint: str = "") -> list[Shelved]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cache.address import is_url
 from cache.commits import Commit, commit_chunk, commit_paths
 from cache.layout import (
     COMMITS,
@@ -17,7 +18,6 @@ from cache.layout import (
     PROJECTION,
     SAMPLES,
     Layout,
-    is_url,
     own_path,
     repair_hint,
 )

@@ -75,8 +75,13 @@ ClipsAs = Annotated[
 
 def folder_of(place: str) -> Path:
     """A cache's folder; a URL would become a strange one."""
-    if "://" in place:
-        raise typer.BadParameter(f"{place} is a URL; this command needs a folder on this machine")
+    from cache import checked_address, is_url, public_url
+
+    if is_url(place):
+        raise typer.BadParameter(
+            f"{public_url(place)} is a URL; this command needs a folder on this machine"
+        )
+    checked_address(place)
     return Path(place)
 
 
