@@ -3,6 +3,7 @@
 from cache.address import checked_address, is_url, public_url
 from cache.chunk_store import Store
 from cache.codecs import BitRound, BloscZstd, Codec, Fixed8, codec_from_json
+from cache.commands import command
 from cache.commits import Commits, package_versions
 from cache.create import check_place
 from cache.findings import Finding, Kind, Verification
@@ -75,6 +76,7 @@ __all__ = [
     "check_place",
     "checked_address",
     "codec_from_json",
+    "command",
     "create_cache",
     "describe",
     "fingerprint",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cache.address import is_url
 from cache.codecs import BLOSC_HEADER_BYTES
+from cache.commands import command
 from cache.schema import CacheError, DamagedError, Field
 
 METADATA = "zarr.json"
@@ -199,10 +200,8 @@ def repair_hint(place: Path | str) -> str:
             "Repair needs a folder: copy the cache to one, `dualkd-cache repair` and extract it "
             "there, and put it back"
         )
-    return (
-        f"`dualkd-cache repair {place}` drops the damaged chunks, so that the next extract "
-        "makes them again"
-    )
+    repair = command("dualkd-cache", "repair", place)
+    return f"`{repair}` drops the damaged chunks, so that the next extract makes them again"
 
 
 def crc32c(data: bytes | memoryview | NDArray[np.uint8]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from cache.union import (
     rows_of,
     without,
 )
+from cache.workplace import workplace
 from cache.writer import CacheWriter
 
 _ELSEWHERE = "pull into another folder"
@@ -100,8 +100,8 @@ def pull_cache(
     """
     selection = selection or Selection()
     path = path.absolute()
-    with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
-        source = open_source(url, Path(temporary) / "cache")
+    with workplace() as metadata:
+        source = open_source(url, metadata)
         new = not is_cache(path)
         if not new:
             mine = read_layout(path).identity

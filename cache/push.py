@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -44,6 +43,7 @@ from cache.union import (
     rows_of,
     without,
 )
+from cache.workplace import workplace
 from cache.writer import open_writer
 
 # Shows the bytes of a transfer, of so many, as they come.
@@ -115,9 +115,9 @@ def push_cache(
     done = Pushed(shelf.below(layout.fingerprint).url, 0, 0, 0, 0.0)
     for _ in range(_ROUNDS):
         found = find_cache(shelf, layout.fingerprint)
-        with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
+        with workplace() as state:
             try:
-                push = _Round(layout, found, Path(temporary) / "cache")
+                push = _Round(layout, found, state)
             except ReplacedError:
                 continue
             push.meet(ours=ours)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from cache.address import checked_address, is_url, public_url
 from cache.blocks import ChunkBlocks, chunks_held
 from cache.chunk_store import ChunkFile, ChunkStore, Store
 from cache.chunkmap import ChunkMaps
+from cache.commands import command
 from cache.commits import read_commits
 from cache.identity import check_identity
 from cache.layout import Layout, chunk_key, repair_hint
@@ -28,6 +28,7 @@ from cache.remote import Remote
 from cache.schema import STATUS_FIELD, CacheError, Field, FieldError, RowError, Status, status_name
 from cache.source import open_source
 from cache.tables import read_projection, read_samples
+from cache.workplace import workplace
 
 _log = logging.getLogger(__name__)
 _WHAT_BLOCKS_ARE = (
@@ -79,8 +80,7 @@ def open_cache(
 
 
 def _open_url(url: str, store: Store) -> TeacherCache:
-    with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
-        folder = Path(temporary) / "cache"
+    with workplace() as folder:
         place = Remote(url).url
         try:
             source = open_source(url, folder)
@@ -463,10 +463,10 @@ class TeacherCache:
         )
         if self.origin:
             return RowError(f"{absent}: {self.how_to_complete(fields=[name], views=[view])}")
-        return RowError(
-            f"{absent}: nobody has made it yet. `dualkd-cache extract --dataset "
-            f"{self.dataset} --out {self.place} --views {max(view + 1, self.num_views)}` makes it"
-        )
+        views = max(view + 1, self.num_views)
+        options = ("--dataset", self.dataset, "--out", self.place, "--views", views)
+        extract = command("dualkd-cache", "extract", *options)
+        return RowError(f"{absent}: nobody has made it yet. `{extract}` makes it")
 
     def how_to_complete(self, *, fields: Iterable[str] = (), views: Iterable[int] = ()) -> str:
         """For a cache that was pulled: how more of it is fetched.
@@ -479,9 +479,7 @@ class TeacherCache:
         if origin is None:
             raise CacheError(f"{self.place} was not pulled")
         of_fields, of_views = ",".join(fields), ",".join(map(str, views))
-        options = f" --fields {of_fields}" if of_fields else ""
-        options += f" --views {of_views}" if of_views else ""
-        return (
-            f"it was pulled in part. `dualkd-cache pull {origin.url} {self.place}{options}` "
-            "fetches it, if it is there"
-        )
+        options = ["--fields", of_fields] if of_fields else []
+        options += ["--views", of_views] if of_views else []
+        pull = command("dualkd-cache", "pull", origin.url, self.place, *options)
+        return f"it was pulled in part. `{pull}` fetches it, if it is there"

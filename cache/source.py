@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cache.address import is_url
+from cache.commands import command
 from cache.commits import Commit, commit_chunk, commit_paths
 from cache.layout import (
     COMMITS,
@@ -26,6 +26,7 @@ from cache.remote import Advance, Remote
 from cache.schema import CacheError
 from cache.shelf import MENDED_BY, Record, copy_metadata, shelved
 from cache.union import add_commit, all_commits, grow_to_hold
+from cache.workplace import workplace
 from cache.writer import open_writer
 
 _MAX_BYTES_OF_ALL = 2**30
@@ -107,8 +108,7 @@ def copy_shelved(cache: Remote, records: Sequence[Record], folder: Path) -> None
     """
     copy_metadata(cache, records[0], folder)
     for record in records[1:]:
-        with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
-            beside = Path(temporary) / "cache"
+        with workplace() as beside:
             copy_metadata(cache, record, beside)
             other = read_layout(beside)
             with open_writer(folder, identity=other.identity) as writer:
@@ -152,8 +152,8 @@ def _copy_plain(files: Remote, folder: Path) -> None:
             wanted[name] = about["size"] or 0
     if METADATA not in wanted:
         raise CacheError(
-            f"{files.url} is no cache: there is no {METADATA}. `dualkd-cache ls {files.url}` shows "
-            "the caches on a shelf"
+            f"{files.url} is no cache: there is no {METADATA}. "
+            f"`{command('dualkd-cache', 'ls', files.url)}` shows the caches on a shelf"
         )
     if sum(wanted.values()) > _MAX_BYTES_OF_ALL:
         raise CacheError(

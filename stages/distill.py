@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from cache import CacheError, Store, TeacherCache, open_cache
+from cache import CacheError, Store, TeacherCache, command, open_cache
 from pipeline.config import Run
 from pipeline.config_training import Weights
 from pipeline.files import write_whole
@@ -213,12 +213,12 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
     if cache.origin and used.made.any():
         return  # pulled, maybe in part: what is here is what there is to train on
     if cache.num_views < views or not used.made.all():
+        options = ("--dataset", run.name, "--out", cache.place, "--views", views)
+        extract = command("dualkd-cache", "extract", *options)
         raise CacheError(
             f"the config trains on {views} views of {len(used.rows)} samples; {cache.place} has "
             f"{cache.num_views} views, and of these rows {used.made.mean():.1%} are made. "
-            f"`dualkd-cache extract --dataset {run.name} --out {cache.place} --views {views}` "
-            "makes the rest, "
-            "distill.views and distill.fraction choose less"
+            f"`{extract}` makes the rest, distill.views and distill.fraction choose less"
         )
 
 

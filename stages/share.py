@@ -18,6 +18,7 @@ from cache import (
     Commits,
     Layout,
     Selection,
+    command,
     open_cache,
     public_url,
     pull_cache,
@@ -48,11 +49,11 @@ def push(
         check=check,
         metered=partial(byte_meter, "sending"),
     )
-    console.print(
+    _tell(
         f"{plural(done.files, 'chunk file')} sent, {done.standing} were there; "
         f"{done.bytes / 1e6:.1f} MB with metadata. {done.coverage:.1%} of the rows are there now"
     )
-    console.print(f"dualkd-cache pull {done.url} PATH")
+    _tell(command("dualkd-cache", "pull", done.url, "PATH"))
     return vars(done)
 
 
@@ -70,7 +71,7 @@ def pull(url: str, path: Path, selection: Selection, *, jobs: int, theirs: bool)
         theirs=theirs,
         metered=partial(byte_meter, "fetching"),
     )
-    console.print(
+    _tell(
         f"{plural(done.files, 'chunk file')} fetched, {done.standing} were here; "
         f"{done.bytes / 1e6:.1f} MB from {done.url}"
     )
@@ -78,7 +79,7 @@ def pull(url: str, path: Path, selection: Selection, *, jobs: int, theirs: bool)
     if done.left:
         coverage = cache.coverage_by_field()
         lacking = [f"{name} {share:.0%}" for name, share in coverage.items() if share < 1]
-        console.print(
+        _tell(
             f"{path} is partial: {plural(done.left, 'chunk file')} of there were not asked for "
             f"(here now: {', '.join(lacking) or 'all fields'}). The same command without a choice "
             "fetches them"
@@ -99,8 +100,8 @@ def catalogue(url: str) -> list[dict[str, Any]]:
     found = shelved(url)
     if not found:
         raise CacheError(
-            f"{public_url(url)} holds no caches: `dualkd-cache push PATH {public_url(url)}` puts "
-            "one there"
+            f"{public_url(url)} holds no caches: "
+            f"`{command('dualkd-cache', 'push', 'PATH', public_url(url))}` puts one there"
         )
     facts = [
         {
@@ -163,7 +164,12 @@ def show(facts: list[dict[str, Any]]) -> None:
         )
     out.print(table)
     shelf = facts[0]["url"].rpartition("/")[0].rpartition("/")[0]
-    out.print(f"dualkd-cache pull {shelf}/CACHE PATH")
+    out.print(command("dualkd-cache", "pull", f"{shelf}/CACHE", "PATH"), soft_wrap=True)
+
+
+def _tell(line: str) -> None:
+    """Print a line as one, so that what it says can be copied."""
+    console.print(line, soft_wrap=True)
 
 
 def _percent(share: object) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache import CacheError, Kind, open_cache, repair_cache, verify_cache
+from cache import CacheError, Kind, command, open_cache, repair_cache, verify_cache
 from stages.progress import PlainConsole, track
 from stages.recorded import other_versions
 
@@ -138,10 +138,9 @@ def repair(path: Path, *, failed: bool = False) -> bool:
     if any(finding.kind == Kind.METADATA for finding in repaired.beyond):
         _console.print("nothing was dropped: chunks are not judged by damaged metadata")
     elif repaired.dropped:
-        _console.print(
-            f"`dualkd-cache extract --dataset {open_cache(path).dataset} --out {path}` makes the "
-            "dropped rows again"
-        )
+        options = ("--dataset", open_cache(path).dataset, "--out", path)
+        extract = command("dualkd-cache", "extract", *options)
+        _console.print(f"`{extract}` makes the dropped rows again")
     elif not repaired.beyond:
         _console.print(f"{path} is sound: there was nothing to repair")
     return not repaired.beyond

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -28,6 +29,7 @@ from cache import (
     Selection,
     Shelved,
     TransferError,
+    describe,
     open_cache,
     open_writer,
     public_url,
@@ -35,6 +37,7 @@ from cache import (
     shelved,
     verify_cache,
 )
+from cache.layout import repair_hint
 from cache.pull import _Pull
 from cache.remote import Remote
 from cache.sealed import read_sealed, seal
@@ -203,6 +206,31 @@ def test_rows_that_were_not_pulled_are_named_with_the_command(
     with pytest.raises(RowError, match="was pulled in part") as caught:
         open_cache(copy).read([3], [1], ["residual"])
     assert command in str(caught.value)
+
+
+def test_commands_in_messages_can_be_pasted(
+    full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stages import share
+    from stages.info import show
+
+    shelf, copy = tmp_path / "our shelf", tmp_path / "my copy"
+    url = f"{shelf}/tiny/{open_cache(full).fingerprint}"
+    share.push(full, str(shelf), author="ada", jobs=8, ours=False, check=False)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert shlex.split(told) == ["dualkd-cache", "pull", url, "PATH"]
+    pull_cache(str(shelf), copy, Selection(views=(0,)))
+    capsys.readouterr()
+    show(describe(copy))
+    shown = [line for line in capsys.readouterr().out.splitlines() if "partial" in line]
+    assert shlex.split(shown[0].split("`")[1]) == ["dualkd-cache", "pull", url, str(copy)]
+    with pytest.raises(RowError) as caught:
+        open_cache(copy).read([3], [1], ["residual"])
+    words = shlex.split(str(caught.value).split("`")[1])
+    assert words == [
+        *("dualkd-cache", "pull", url, str(copy), "--fields", "residual", "--views", "1")
+    ]
+    assert repair_hint(copy).startswith(f"`dualkd-cache repair '{copy}'`")
 
 
 def test_parts_that_are_not_there_are_named(full: Path, shelf: str, tmp_path: Path) -> None:
