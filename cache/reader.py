@@ -132,9 +132,11 @@ class TeacherCache:
 
     def __repr__(self) -> str:
         """Name the folder and the extent."""
+        partial = self.origin is not None and self.coverage < 1  # of all fields, maybe nothing
+        there = "pulled in part" if partial else f"{self.coverage:.1%} present"
         return (
-            f"TeacherCache({self.place!r}: {self.num_samples} samples, {self.num_views} "
-            f"views, {self.coverage:.1%} present)"
+            f"TeacherCache({self.place!r}: {self.num_samples} samples, {self.num_views} views, "
+            f"{there})"
         )
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cache import TeacherCache, package_versions
+from cache import TeacherCache, command, is_url, package_versions
 from pipeline.config import Run
 from pipeline.config_file import dump_config
 from pipeline.learner import make_learner
@@ -27,6 +27,7 @@ from stages.feed import Feed, Part, method_of, sizes_of
 from stages.files import write_json, write_text
 from stages.progress import console
 from stages.recorded import environment
+from stages.stored_clips import not_pulled, why_decoded
 from stages.watching import Watch
 
 CHECKPOINT = "checkpoint.pt"
@@ -200,11 +201,17 @@ def _tell_waiting(job: Job, past: Past, feed: Feed) -> None:
     """Say so where clips were the limit."""
     student = job.run.distill.student
     mend = "they are read from the cache: is its disk, or this machine, busy with other work?"
-    if not feed.stored:
+    if is_url(job.cache.place):
+        pull = command("dualkd-cache", "pull", job.cache.place, "FOLDER")
+        mend = f"they are fetched from {job.cache.place} when they are used: `{pull}` has them here"
+    if not_pulled(job.cache, student):
+        mend = f"they are decoded from the videos: {why_decoded(job.cache, student)}"
+    elif not feed.stored:
         mend = f"more --decoders, or clips in the cache (extract.clips: [{student}]), would help"
     waited = sum(record["waited"] for record in past.records) / max(len(past.records), 1)
     if waited > _WAITED:
-        console.print(f"{job.name}: waited for clips for {waited:.0%} of the time; {mend}")
+        told = f"{job.name}: waited for clips for {waited:.0%} of the time; {mend}"
+        console.print(told, soft_wrap=True)
 
 
 def forget_checkpoint(folder: Path) -> None:
