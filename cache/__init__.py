@@ -13,8 +13,9 @@ from cache.layout import Layout
 from cache.metadata import is_cache, read_layout
 from cache.origin import Origin
 from cache.pull import Pulled, pull_cache
-from cache.push import Metered, Pushed, push_cache
+from cache.push import Pushed, push_cache
 from cache.reader import TeacherCache, open_cache
+from cache.remote import Metered
 from cache.repair import Dropped, Repair, repair_cache
 from cache.schema import (
     FORMAT_VERSION,
@@ -30,6 +31,7 @@ from cache.schema import (
 )
 from cache.selection import Selection
 from cache.shelf import Shelved, shelved
+from cache.source import about_shelved
 from cache.staging import StagedChunk, stage_chunk
 from cache.transfer_errors import TransferError
 from cache.union import ConflictError
@@ -73,6 +75,7 @@ __all__ = [
     "TeacherCache",
     "TransferError",
     "Verification",
+    "about_shelved",
     "check_place",
     "checked_address",
     "codec_from_json",

@@ -26,8 +26,7 @@ from cache.lock import CacheLock
 from cache.manifest import copy_empty
 from cache.metadata import is_cache, read_layout
 from cache.origin import write_origin
-from cache.push import Metered, unmetered
-from cache.remote import Advance, in_parallel
+from cache.remote import Advance, Metered, in_parallel, unmetered
 from cache.schema import CacheError
 from cache.sealed import write_by_rename
 from cache.selection import Selection

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ from cache.transfer_errors import TransferError, failure, is_final, lacks_bucket
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 Advance = Callable[[int], None]
+# Shows the bytes of a transfer, of so many, as they come.
+Metered = Callable[[int], AbstractContextManager[Advance]]
 
 _WAITS_SEC = (0.2, 1.0, 4.0)  # before a second, third and fourth attempt
 _NOT_SENT = "what is there is not what was sent"
@@ -258,6 +261,11 @@ class _Counter(Callback):  # type: ignore[misc]  # fsspec has no types
         """Tell that nothing came, where an error came."""
         if error[0] is not None:
             self._advance(-self._told)
+
+
+def unmetered(_: int) -> AbstractContextManager[Advance]:
+    """Shows nothing."""
+    return nullcontext(lambda _: None)
 
 
 def in_parallel(

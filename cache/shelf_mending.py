@@ -11,9 +11,10 @@ from pathlib import Path
 from cache.commits import commit_paths, is_commit
 from cache.layout import Layout
 from cache.manifest import read_manifest
+from cache.record import Digest, Record, holds_digest
 from cache.remote import Remote, in_parallel
 from cache.schema import CacheError, DamagedError
-from cache.shelf import Digest, Record, Shelved, find_cache, holds_digest
+from cache.shelf import Shelved, find_cache
 from cache.source import copy_shelved
 
 _SHOWN = 10

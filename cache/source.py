@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cache.address import is_url
 from cache.commands import command
-from cache.commits import Commit, commit_chunk, commit_paths
+from cache.commits import Commit, Commits, commit_chunk, commit_paths, read_commits
 from cache.layout import (
     COMMITS,
     MANIFEST,
@@ -22,9 +22,10 @@ from cache.layout import (
     repair_hint,
 )
 from cache.metadata import is_cache, read_layout
+from cache.record import MENDED_BY, Record, copy_metadata
 from cache.remote import Advance, Remote
 from cache.schema import CacheError
-from cache.shelf import MENDED_BY, Record, copy_metadata, shelved
+from cache.shelf import Shelved, shelved
 from cache.union import add_commit, all_commits, grow_to_hold
 from cache.workplace import workplace
 from cache.writer import open_writer
@@ -97,6 +98,29 @@ def open_source(url: str, folder: Path) -> Source:
             continue
         return Source(found[0].cache, read_layout(folder), on_shelf=True)
     raise AssertionError
+
+
+def about_shelved(
+    one: Shelved, about: Callable[[Layout, Commits], dict[str, Any]]
+) -> dict[str, Any]:
+    """What a catalogue shows of a cache: what its record says, or what several say together.
+
+    Args:
+        one: the cache.
+        about: what a push of it would have written.
+
+    Raises:
+        CacheError: there are several, and one of their files is missing or damaged.
+    """
+    if len(one.records) == 1:
+        return one.records[0].about
+    with workplace() as folder:
+        try:
+            copy_shelved(one.cache, one.records, folder)
+        except FileNotFoundError as error:
+            raise CacheError(f"{error}, which a record names. {MENDED_BY}") from error
+        layout = read_layout(folder)
+        return about(layout, read_commits(layout))
 
 
 def copy_shelved(cache: Remote, records: Sequence[Record], folder: Path) -> None:

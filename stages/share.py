@@ -18,6 +18,9 @@ from cache import (
     Commits,
     Layout,
     Selection,
+    Shelved,
+    TeacherCache,
+    about_shelved,
     command,
     open_cache,
     public_url,
@@ -76,6 +79,8 @@ def pull(url: str, path: Path, selection: Selection, *, jobs: int, theirs: bool)
         f"{done.bytes / 1e6:.1f} MB from {done.url}"
     )
     cache = open_cache(path)
+    if selection.fraction is not None:
+        _tell_fraction(cache, selection)
     if done.left:
         coverage = cache.coverage_by_field()
         lacking = [f"{name} {share:.0%}" for name, share in coverage.items() if share < 1]
@@ -91,8 +96,8 @@ def catalogue(url: str) -> list[dict[str, Any]]:
     """What is on a shelf, newest first; plain JSON.
 
     Returns:
-        of each cache `url`, `dataset`, `fingerprint`, `author`, `time` of the last push, and what
-        `about_cache` says.
+        of each cache `url`, `dataset`, `fingerprint`, `author`, `time` of the last push, what
+        `about_cache` says, and `damaged`, why it cannot be read, where that is known.
 
     Raises:
         cache.CacheError: there is nothing, or it cannot be read.
@@ -110,12 +115,20 @@ def catalogue(url: str) -> list[dict[str, Any]]:
             "fingerprint": record.fingerprint,
             "author": record.author,
             "time": record.time,
-            **record.about,
+            **_about(one),
         }
         for one in found
         for record in one.records[:1]
     ]
     return sorted(facts, key=lambda fact: str(fact["time"]), reverse=True)
+
+
+def _about(one: Shelved) -> dict[str, Any]:
+    """What a cache holds by all of its records; by the newest one where they cannot be read."""
+    try:
+        return about_shelved(one, about_cache)
+    except CacheError as error:
+        return {**one.records[0].about, "damaged": str(error)}
 
 
 def about_cache(layout: Layout, commits: Commits) -> dict[str, Any]:
@@ -163,8 +176,20 @@ def show(facts: list[dict[str, Any]]) -> None:
             f"{_age(fact['time'])} ago\nby {fact['author']}",
         )
     out.print(table)
+    for fact in facts:
+        if "damaged" in fact:
+            out.print(f"{fact['url']} is damaged: {fact['damaged']}", soft_wrap=True)
     shelf = facts[0]["url"].rpartition("/")[0].rpartition("/")[0]
     out.print(command("dualkd-cache", "pull", f"{shelf}/CACHE", "PATH"), soft_wrap=True)
+
+
+def _tell_fraction(cache: TeacherCache, selection: Selection) -> None:
+    """Say why more samples came than were asked for."""
+    came, every = selection.samples(cache.layout), cache.num_samples
+    _tell(
+        f"--fraction {selection.fraction:g} took {came} of {every} samples ({came / every:.0%}): a "
+        f"cache travels in whole chunks, here of {cache.chunk_samples} samples"
+    )
 
 
 def _tell(line: str) -> None:

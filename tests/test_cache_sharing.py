@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
-import shlex
 import shutil
 import signal
 import time
@@ -29,7 +27,6 @@ from cache import (
     Selection,
     Shelved,
     TransferError,
-    describe,
     open_cache,
     open_writer,
     public_url,
@@ -37,7 +34,6 @@ from cache import (
     shelved,
     verify_cache,
 )
-from cache.layout import repair_hint
 from cache.pull import _Pull
 from cache.remote import Remote
 from cache.sealed import read_sealed, seal
@@ -208,31 +204,6 @@ def test_rows_that_were_not_pulled_are_named_with_the_command(
     assert command in str(caught.value)
 
 
-def test_commands_in_messages_can_be_pasted(
-    full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from stages import share
-    from stages.info import show
-
-    shelf, copy = tmp_path / "our shelf", tmp_path / "my copy"
-    url = f"{shelf}/tiny/{open_cache(full).fingerprint}"
-    share.push(full, str(shelf), author="ada", jobs=8, ours=False, check=False)
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert shlex.split(told) == ["dualkd-cache", "pull", url, "PATH"]
-    pull_cache(str(shelf), copy, Selection(views=(0,)))
-    capsys.readouterr()
-    show(describe(copy))
-    shown = [line for line in capsys.readouterr().out.splitlines() if "partial" in line]
-    assert shlex.split(shown[0].split("`")[1]) == ["dualkd-cache", "pull", url, str(copy)]
-    with pytest.raises(RowError) as caught:
-        open_cache(copy).read([3], [1], ["residual"])
-    words = shlex.split(str(caught.value).split("`")[1])
-    assert words == [
-        *("dualkd-cache", "pull", url, str(copy), "--fields", "residual", "--views", "1")
-    ]
-    assert repair_hint(copy).startswith(f"`dualkd-cache repair '{copy}'`")
-
-
 def test_parts_that_are_not_there_are_named(full: Path, shelf: str, tmp_path: Path) -> None:
     push(full, shelf)
     for selection, error, words in (
@@ -285,16 +256,16 @@ def test_two_pushes_at_once_lose_nothing(
     for path, change in ((ada, more_views), (bob, more_teachers)):
         shutil.copytree(full, path)
         grow(path, change)
-    import cache.push
+    import cache.push_round
 
-    write, once = cache.push.write_record, iter([True])
+    write, once = cache.push_round.write_record, iter([True])
 
     def late(*arguments: Any) -> str:
         if next(once, False):  # everything is sent, and the record is about to be written
             push(bob, shelf)
         return write(*arguments)
 
-    monkeypatch.setattr(cache.push, "write_record", late)
+    monkeypatch.setattr(cache.push_round, "write_record", late)
     push(ada, shelf)
     (found,) = shelved(shelf)
     assert len(found.records) == 1
@@ -633,15 +604,22 @@ def test_what_is_written_meanwhile_is_pushed_as_far_as_it_is_committed(
     assert check(tmp_path / "copy") == 1.0
 
 
-def test_what_ls_tells_is_plain_json(full: Path, shelf: str) -> None:
-    from stages.share import catalogue
-
+def test_bytes_that_were_here_already_are_not_counted(
+    full: Path, shelf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     push(full, shelf)
-    (fact,) = json.loads(json.dumps(catalogue(shelf)))
-    assert fact["dataset"] == "tiny"
-    assert fact["author"] == "ada"
-    with pytest.raises(CacheError, match="holds no caches: `dualkd-cache push"):
-        catalogue(f"{shelf}/nothing")
+    with monkeypatch.context() as patch:
+        patch.setattr(_Pull, "_commit", lambda *_: _interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pull_cache(shelf, tmp_path / "copy", jobs=1)
+    got = pull_cache(shelf, tmp_path / "copy")
+    whole = pull_cache(shelf, tmp_path / "other")
+    assert 0 < got.files < FILES
+    assert 0 < got.bytes < whole.bytes
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_full_disk_is_told_and_what_has_arrived_is_kept(
