@@ -45,13 +45,12 @@ def checked_address(place: str) -> str:
 
 def _refuse_secrets(protocol: str, url: str) -> None:
     parts = urllib.parse.urlsplit(url)
-    if protocol in _OF_NAMES and re.search("[@:]", parts.netloc.removeprefix(_ARN)):
-        if parts.netloc.startswith(_ARN) and "@" not in parts.netloc:
-            return
+    colon = ":" in parts.netloc and not parts.netloc.startswith(_ARN)
+    if protocol in _OF_NAMES and ("@" in parts.netloc or colon):
         raise CacheError(
-            f"a {protocol}:// address holds no user and no password, and this one does (it is not "
-            "shown here). Credentials come from where the tools of the store look for them: "
-            f"environment, ~/.aws, … (docs/sharing.md); write {protocol}://NAME/FOLDER"
+            f"there is no place for a user or a password in {protocol}://NAME/FOLDER, and this "
+            "address holds one (it is not shown here). Credentials come from where the tools of "
+            "the store look for them: environment, ~/.aws, … (docs/sharing.md)"
         )
     if protocol in ("http", "https") and parts.query:
         raise CacheError(

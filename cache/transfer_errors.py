@@ -62,7 +62,7 @@ def failure(
     refused = isinstance(error, PermissionError)
     told = f"{place} {'may not' if refused else 'could not'} be {done}: {said}"
     if lacks_bucket(error):
-        way_out = "There is no such bucket: check its name, or have it made"
+        way_out = "Check the name of the bucket, or have it made"
     elif refused and not store:
         way_out = "Ask who owns it"
     elif refused:

@@ -568,7 +568,10 @@ def test_a_place_that_is_taken_is_refused(full: Path, shelf: str, tmp_path: Path
 def test_secrets_are_not_told() -> None:
     secret = "https://ada:geheim@host.example:8443/caches?token=geheim"
     assert public_url(secret) == "https://host.example:8443/caches"
-    assert Remote(secret).url == "https://host.example:8443/caches"
+    assert Remote(secret.partition("?")[0]).url == "https://host.example:8443/caches"
+    with pytest.raises(CacheError, match="was given with a query") as caught:
+        Remote(secret)
+    assert "geheim" not in str(caught.value)
     assert public_url("/nfs/a b?c@d") == "/nfs/a b?c@d"
 
 
