@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 import platformdirs
 
 from cache.layout import wrong_bytes
-from cache.remote import Remote, TransferError
+from cache.remote import Remote
 from cache.schema import CacheError, DamagedError
+from cache.transfer_errors import TransferError
 
 DEFAULT_BYTES = 20 * 10**9
 
@@ -105,7 +106,7 @@ class ChunkStore:
 
         Raises:
             DamagedError: its bytes elsewhere are not those that were committed, or it is missing.
-            cache.remote.TransferError: it cannot be fetched.
+            TransferError: it cannot be fetched.
         """
         path = self._folder / file.name
         return self._open_here(file, path) or self._fetch(file, path)

@@ -153,8 +153,8 @@ def _check_dimensions(fields: Sequence[Field]) -> None:
                 )
 
 
-def check_place(path: Path) -> None:
-    """Check that a cache can be made at `path`.
+def check_place(path: Path, way_out: str = "give another --out") -> None:
+    """Check that a cache can be made at `path`; `way_out` is what helps where it cannot.
 
     Raises:
         CacheError: a cache, a file, or a folder with other things stands there.
@@ -165,9 +165,9 @@ def check_place(path: Path) -> None:
             "--out, or --replace to move it aside"
         )
     if path.is_dir() and any(path.iterdir()):
-        raise CacheError(f"{path} is a folder with other files and no cache; give another --out")
+        raise CacheError(f"{path} is a folder with other files and no cache; {way_out}")
     if path.exists() and not path.is_dir():
-        raise CacheError(f"{path} is a file; a cache is a folder: give another --out")
+        raise CacheError(f"{path} is a file; a cache is a folder: {way_out}")
 
 
 def _rename(workplace: Path, path: Path) -> None:

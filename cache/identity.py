@@ -12,6 +12,10 @@ from cache.schema import CacheError
 
 _SHOWN_DIFFERENCES = 20
 _SHOWN_CHARACTERS = 80
+_EXTRACT_ANOTHER = (
+    "Bring back what it was made from, or make another cache: extract with another --out, or with "
+    "--replace, which moves this one aside."
+)
 
 
 class _Absent:
@@ -33,27 +37,30 @@ class IdentityMismatch(CacheError):  # noqa: N818  (it reads as a noun)
     Attributes:
         differences: (dotted field, the cache's value, the wanted value), see
             `identity_differences`.
+        way_out: what to do.
     """
 
-    def __init__(self, path: Path | str, differences: Sequence[tuple[str, Any, Any]]) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        differences: Sequence[tuple[str, Any, Any]],
+        way_out: str = _EXTRACT_ANOTHER,
+    ) -> None:
         """Write the message: every field that differs, both values, the way out."""
         self.path = path
         self.differences = list(differences)
+        self.way_out = way_out
         lines = [f"{path} was made from other inputs; these differ:"]
         for field, cached, wanted in self.differences[:_SHOWN_DIFFERENCES]:
             lines.append(f"  {field}: cache {_shown(cached)}, wanted {_shown(wanted)}")
         hidden = len(self.differences) - _SHOWN_DIFFERENCES
         if hidden > 0:
             lines.append(f"  … and {hidden} more")
-        lines.append(
-            "Bring back what it was made from, or make another cache: extract with another --out, "
-            "or with --replace, which moves this one aside."
-        )
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join([*lines, way_out]))
 
-    def __reduce__(self) -> tuple[type, tuple[Path | str, list[tuple[str, Any, Any]]]]:
+    def __reduce__(self) -> tuple[type, tuple[Path | str, list[tuple[str, Any, Any]], str]]:
         """Travel between processes (the default would pass the message as the path)."""
-        return type(self), (self.path, self.differences)
+        return type(self), (self.path, self.differences, self.way_out)
 
 
 def canonical_json(value: object) -> bytes:
@@ -97,7 +104,12 @@ def identity_differences(
     return list(_differences((), *plain))
 
 
-def check_identity(path: Path | str, cache: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_identity(
+    path: Path | str,
+    cache: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    way_out: str = _EXTRACT_ANOTHER,
+) -> None:
     """Refuse to go on with a cache that was made from other inputs.
 
     Raises:
@@ -105,7 +117,7 @@ def check_identity(path: Path | str, cache: Mapping[str, Any], wanted: Mapping[s
     """
     differences = identity_differences(cache, wanted)
     if differences:
-        raise IdentityMismatch(path, differences)
+        raise IdentityMismatch(path, differences, way_out)
 
 
 def _differences(

@@ -6,8 +6,8 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+from cache.address import is_url
 from cache.commits import count_statuses
-from cache.layout import is_url
 from cache.reader import open_cache
 from cache.schema import FORMAT_VERSION, STATUS_FIELD, Status
 

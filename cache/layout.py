@@ -18,7 +18,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.address import is_url
 from cache.codecs import BLOSC_HEADER_BYTES
+from cache.commands import command
 from cache.schema import CacheError, DamagedError, Field
 
 METADATA = "zarr.json"
@@ -191,11 +193,6 @@ def written_folders(layout: Layout) -> set[Path]:
     return folders
 
 
-def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether a place is no local folder, as `s3://bucket/cache`."""
-    return "://" in os.fspath(path)
-
-
 def repair_hint(place: Path | str) -> str:
     """The way out where a chunk or a commit of a folder or URL is damaged."""
     if is_url(place):
@@ -203,10 +200,8 @@ def repair_hint(place: Path | str) -> str:
             "Repair needs a folder: copy the cache to one, `dualkd-cache repair` and extract it "
             "there, and put it back"
         )
-    return (
-        f"`dualkd-cache repair {place}` drops the damaged chunks, so that the next extract "
-        "makes them again"
-    )
+    repair = command("dualkd-cache", "repair", place)
+    return f"`{repair}` drops the damaged chunks, so that the next extract makes them again"
 
 
 def crc32c(data: bytes | memoryview | NDArray[np.uint8]) -> int:

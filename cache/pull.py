@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +26,13 @@ from cache.lock import CacheLock
 from cache.manifest import copy_empty
 from cache.metadata import is_cache, read_layout
 from cache.origin import write_origin
-from cache.push import Metered, unmetered
-from cache.remote import Advance, TransferError, in_parallel
+from cache.remote import Advance, Metered, in_parallel, unmetered
 from cache.schema import CacheError
 from cache.sealed import write_by_rename
 from cache.selection import Selection
 from cache.source import Source, open_source
 from cache.staging import close_staging
+from cache.transfer_errors import TransferError
 from cache.union import (
     ConflictError,
     Key,
@@ -45,7 +44,10 @@ from cache.union import (
     rows_of,
     without,
 )
+from cache.workplace import workplace
 from cache.writer import CacheWriter
+
+_ELSEWHERE = "pull into another folder"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Pulled:
 
     Attributes:
         url: the address of the cache.
-        bytes: of the chunk files that were fetched.
+        bytes: of the chunk files that were fetched just now.
         files: their number.
         standing: number of chunk files that were here already.
         left: number of chunk files that are there and were not asked for.
@@ -93,15 +95,16 @@ def pull_cache(
         IdentityMismatch: `path` holds another cache.
         ConflictError: it holds other rows in the same places.
         DamagedError: a file there has other bytes than were committed.
-        cache.remote.TransferError: a file could not be fetched.
+        TransferError: a file could not be fetched.
     """
     selection = selection or Selection()
     path = path.absolute()
-    with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
-        source = open_source(url, Path(temporary) / "cache")
+    with workplace() as metadata:
+        source = open_source(url, metadata)
         new = not is_cache(path)
         if not new:
-            check_identity(path, read_layout(path).identity, source.layout.identity)
+            mine = read_layout(path).identity
+            check_identity(path, mine, source.layout.identity, f"{_ELSEWHERE.capitalize()}.")
         folder, lock = _open(path, source) if new else (path, CacheLock(path))
         try:
             with on_full_disk(path, "it is not whole; what has arrived is kept"):
@@ -121,9 +124,12 @@ def _open(path: Path, source: Source) -> tuple[Path, CacheLock]:
 
     What a killed pull of the same cache left there is kept.
     """
-    check_place(path)
+    check_place(path, _ELSEWHERE)
     folder = path.parent / f".{path.name}.pulling"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{path.parent} cannot be written: {error}; {_ELSEWHERE}") from error
     lock = CacheLock(folder)
     try:
         if is_cache(folder):
@@ -182,10 +188,11 @@ class _Pull:
         parts = parts_of(self._commits, todo)
         left = {key: part for part in parts for key in part.keys}
         waiting = {id(part): len(part.keys) for part in parts}
-        size, files = sum(map(self._size, left)), 0
-        with metered(size) as advance:
+        came = files = 0
+        with metered(sum(map(self._size, left))) as advance:
             for key, fetched in in_parallel(lambda key: self._fetch(key, advance), left, jobs):
                 files += fetched
+                came += self._size(key) if fetched else 0
                 part = left[key]
                 waiting[id(part)] -= 1
                 if not waiting[id(part)]:
@@ -193,7 +200,7 @@ class _Pull:
         asked = sum(int(mask.sum()) for mask in wanted.values())
         return Pulled(
             url=self._source.files.url,
-            bytes=size,
+            bytes=came,
             files=files,
             standing=asked - files,
             left=sum(int(mask.sum()) for mask in self._there.present.values()) - asked,

@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cache.commits import Commits, commit_file, gather, read_commits
+from cache.commits import Commits
 from cache.layout import (
-    CHECKSUM_BYTES,
-    COMMITS,
-    MANIFEST,
-    METADATA,
     Layout,
-    own_path,
-    read_file,
-    repair_hint,
-    wrong_bytes,
 )
-from cache.manifest import Digests, check_file, copy_empty, read_manifest, way_out
+from cache.manifest import check_file, read_manifest, way_out
 from cache.metadata import read_layout
-from cache.remote import Advance, Remote, in_parallel
-from cache.schema import STATUS_FIELD, CacheError, DamagedError
-from cache.sealed import seal
-from cache.shelf import Record, record_of, shelf_of, write_record
-from cache.source import copy_shelved, dataset_of, standing_records
-from cache.union import (
-    ConflictError,
-    Key,
-    add_commit,
-    all_commits,
-    differing,
-    grow_to_hold,
-    in_words,
-    parts_of,
-    rows_of,
-    without,
-)
-from cache.writer import open_writer
-
-# Shows the bytes of a transfer, of so many, as they come.
-Metered = Callable[[int], AbstractContextManager[Advance]]
+from cache.push_round import Round
+from cache.remote import Metered, Remote, unmetered
+from cache.schema import CacheError, DamagedError
+from cache.shelf import find_cache, shelf_of
+from cache.shelf_mending import ReplacedError
+from cache.source import dataset_of
+from cache.workplace import workplace
 
 _ROUNDS = 8  # in each of which somebody else has pushed too
-
-
-def unmetered(_: int) -> AbstractContextManager[Advance]:
-    """Shows nothing."""
-    return nullcontext(lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -103,17 +71,22 @@ def push_cache(
 
     Raises:
         ConflictError: the cache there holds other rows in the same places.
-        DamagedError: a file of the cache is damaged; nothing appears there then.
-        cache.remote.TransferError: a file could not be sent.
+        DamagedError: a file of the cache is damaged, and nothing appears there then; or the shelf
+            has lost files that this cache does not have either.
+        TransferError: a file could not be sent.
     """
     layout = read_layout(path)
     _check_metadata(path)
     shelf = shelf_of(url, dataset_of(layout.identity))
+    _check_apart(path, shelf.below(layout.fingerprint))
     done = Pushed(shelf.below(layout.fingerprint).url, 0, 0, 0, 0.0)
     for _ in range(_ROUNDS):
-        records = standing_records(shelf, layout.fingerprint)
-        with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
-            push = _Round(layout, shelf, records, Path(temporary) / "cache")
+        found = find_cache(shelf, layout.fingerprint)
+        with workplace() as state:
+            try:
+                push = Round(layout, found, state)
+            except ReplacedError:
+                continue
             push.meet(ours=ours)
             push.send(jobs, metered, check=check)
             name = push.publish(author, about)
@@ -124,191 +97,22 @@ def push_cache(
             standing=done.standing or push.standing,
             coverage=push.coverage,
         )
-        if [record.name for record in standing_records(shelf, layout.fingerprint)] == [name]:
+        if find_cache(shelf, layout.fingerprint).names == [name]:
             return done
     raise CacheError(f"{done.url}: others push to it all the while; run this again later")
 
 
-class _Round:
-    """One attempt, against the records that stood when it began.
+def _check_apart(path: Path, there: Remote) -> None:
+    """Refuse a shelf inside the cache, and one on which it lies already.
 
-    `_state` is the cache as it will be there, without chunk files.
+    Raises:
+        CacheError: what is pushed would become a part of the cache itself.
     """
-
-    def __init__(
-        self, layout: Layout, shelf: Remote, records: Sequence[Record], state: Path
-    ) -> None:
-        self._mine, self._shelf, self._records = layout, shelf, records
-        self._there = shelf.below(layout.fingerprint)
-        self._gone: list[Path] = []
-        self.bytes = self.files = self.standing = 0
-        self.coverage = 0.0
-        if records:
-            copy_shelved(self._there, records, state)
-        else:
-            (state / COMMITS).mkdir(parents=True)
-            copy_empty(layout.path, state)
-        with open_writer(state, identity=layout.identity) as writer:
-            grow_to_hold(writer, layout)
-        self._state = read_layout(state)
-        self._commits = all_commits(layout)
-        self._held = gather(self._state, self._commits)
-        self._stands = read_commits(self._state)
-
-    def meet(self, *, ours: bool) -> None:
-        """Refuse rows that differ there, or take them out of what is there."""
-        keys = differing(self._state, self._held, self._stands)
-        if not keys:
-            return
-        told = f"{self._there.url} holds other rows than {self._mine.path}:\n"
-        told += in_words(self._state, keys)
-        if not ours:
-            raise ConflictError(
-                f"{told}\nNothing was sent. `pull --theirs` takes those of there, `push --ours` "
-                "puts yours in their place"
-            )
-        replaced = rows_of(self._state, self._stands, keys)
-        lacking = [key for key in replaced if not self._held.present[key[0]][key[1:]]]
-        if lacking:
-            raise ConflictError(
-                f"{told}\nOf these rows {self._mine.path} lacks other fields, which would be lost "
-                f"there:\n{in_words(self._state, lacking)}\nPull or extract them first"
-            )
-        self._gone = without(self._state, replaced, self._read_status_there)
-        self._stands = read_commits(self._state)
-
-    def send(self, jobs: int, metered: Metered, *, check: bool) -> None:
-        """Send the chunk files that are not there, or not as they were committed."""
-        found = self._there.sizes("")
-        todo, proved = [], []
-        for name, present in self._held.present.items():
-            for chunk, view in np.argwhere(present).tolist():
-                key = (name, chunk, view)
-                about = found.get(self._state.key_of(key))
-                size = int(self._held.sizes[name][chunk, view])
-                whole = about is not None and about.get("size") == size
-                if whole and self._stands.present[name][chunk, view] and not check:
-                    self.standing += 1
-                elif whole:  # of a push that was killed, or to be checked
-                    proved.append(key)
-                else:
-                    todo.append(key)
-        for key, sound in in_parallel(
-            lambda key: self._holds(key, found[self._state.key_of(key)]), proved, jobs
-        ):
-            self.standing += sound
-            todo += [] if sound else [key]
-        with metered(sum(self._size(key) for key in todo)) as advance:
-            for _ in in_parallel(lambda key: self._upload(key, advance), todo, jobs):
-                self.files += 1
-        self.bytes += sum(self._size(key) for key in todo)
-
-    def publish(self, author: str, about: Callable[[Layout, Commits], dict[str, Any]]) -> str:
-        """Write metadata, commits and the record; returns its name."""
-        folder = self._state.path
-        new = {
-            name: mask & ~self._stands.present[name] for name, mask in self._held.present.items()
-        }
-        for part in parts_of(self._commits, new):
-            content = part.content(self._mine, self._read_status_here)
-            add_commit(folder, part.commit.chunk, content)
-        commits = read_commits(self._state)
-        self.coverage = commits.coverage(self._state, self._state.fields)
-        record = record_of(
-            folder,
-            dataset=dataset_of(self._state.identity),
-            fingerprint=self._state.fingerprint,
-            author=author,
-            replaces=[record.name for record in self._records],
-            about=about(self._state, commits),
+    if there.is_local and Path(there.root).resolve().is_relative_to(path.resolve()):
+        raise CacheError(
+            f"{there.url} is {path} itself or inside it, so nothing can be pushed there from it; a "
+            "shelf is a folder beside its caches"
         )
-        told = self._records[0] if self._records else None
-        if told and len(self._records) == 1 and _same(told, record):
-            return told.name
-        self._write_metadata(record, told)
-        name = write_record(self._shelf, record)
-        self.bytes += len(seal(record.to_json()))
-        for path in self._gone:
-            self._there.remove(commit_file(path))
-        for replaced in self._records:
-            self._shelf.remove(replaced.name)
-        return name
-
-    def _write_metadata(self, record: Record, told: Record | None) -> None:
-        """Bring the cache's folder there to the same state, so that it can be read as it lies.
-
-        In the order in which a cache grows on a disk; see `cache.manifest`.
-        """
-        old = {} if told is None else told.digests
-        new = record.digests
-        changed = [name for name, digest in new.items() if old.get(name) != digest]
-        known = () if told is None else told.commits
-        commits = [name for name in record.commits if name not in known]
-        if told is None:  # nothing appears before the root, which comes last
-            self._write_all(commits)
-        elif changed:
-            self._write_manifest({name: _either(old.get(name), new[name]) for name in new})
-        # Tables first; of views the statuses tell, of all else the root.
-        ranks = {METADATA: 3, f"{STATUS_FIELD.name}/{METADATA}": 2}
-        order = sorted(changed, key=lambda name: ranks.get(name, int(name in record.metadata)))
-        if told is None:
-            self._write_manifest({name: [digest] for name, digest in new.items()})
-            self._write_all(order)
-            return
-        self._write_all(order)
-        if changed:
-            self._write_manifest({name: [digest] for name, digest in new.items()})
-        self._write_all(commits)
-
-    def _write_all(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._write(name, (self._state.path / name).read_bytes())
-
-    def _write_manifest(self, files: dict[str, Digests]) -> None:
-        self._write(MANIFEST, seal({"files": files}))
-
-    def _write(self, key: str, content: bytes) -> None:
-        self._there.write(key, content)
-        self.bytes += len(content)
-
-    def _upload(self, key: Key, advance: Advance) -> None:
-        name = self._state.key_of(key)
-        path = own_path(self._mine.path, name)
-        size = self._size(key)
-        wrong = wrong_bytes(path, size, int(self._held.checksums[key[0]][key[1:]]))
-        if wrong:
-            raise DamagedError(
-                f"{path} {wrong}. Nothing of it appears at {self._there.url}. "
-                f"{repair_hint(self._mine.path)}"
-            )
-        self._there.upload(path, name, advance)
-
-    def _holds(self, key: Key, about: dict[str, Any]) -> bool:
-        name = self._state.key_of(key)
-        return self._there.holds(name, own_path(self._mine.path, name), about)
-
-    def _size(self, key: Key) -> int:
-        return int(self._held.sizes[key[0]][key[1:]])
-
-    def _read_status_here(self, name: str, chunk: int, view: int) -> NDArray[np.uint8]:
-        data, _ = read_file(self._mine.path / self._mine.key_of((name, chunk, view)))
-        rows = len(self._mine.sample_range(chunk))
-        return self._mine.decode(self._mine.fields[name], data)[:rows]
-
-    def _read_status_there(self, name: str, chunk: int, view: int) -> NDArray[np.uint8]:
-        data = self._there.read(self._state.key_of((name, chunk, view)))[:-CHECKSUM_BYTES]
-        rows = len(self._state.sample_range(chunk))
-        return self._state.decode(self._state.fields[name], data)[:rows]
-
-
-def _either(old: str | None, new: str) -> Digests:
-    """What the manifest says of a file while it is being written."""
-    return [new] if old == new else [old, new]
-
-
-def _same(told: Record, record: Record) -> bool:
-    """Whether a push brought nothing."""
-    return told.digests == record.digests and told.commits == record.commits
 
 
 def _check_metadata(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
@@ -15,18 +14,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from cache.address import checked_address, is_url, public_url
 from cache.blocks import ChunkBlocks, chunks_held
 from cache.chunk_store import ChunkFile, ChunkStore, Store
 from cache.chunkmap import ChunkMaps
+from cache.commands import command
 from cache.commits import read_commits
 from cache.identity import check_identity
-from cache.layout import Layout, chunk_key, is_url, repair_hint
+from cache.layout import Layout, chunk_key, repair_hint
 from cache.metadata import read_layout
 from cache.origin import Origin, read_origin
 from cache.remote import Remote
 from cache.schema import STATUS_FIELD, CacheError, Field, FieldError, RowError, Status, status_name
 from cache.source import open_source
 from cache.tables import read_projection, read_samples
+from cache.workplace import workplace
 
 _log = logging.getLogger(__name__)
 _WHAT_BLOCKS_ARE = (
@@ -51,14 +53,16 @@ def open_cache(
         CacheError: there is no cache, or its metadata or commits are damaged; or it is at a URL
             and `blocks` is not set.
     """
+    address = checked_address(os.fspath(path))
     if not is_url(path):
         cache = TeacherCache(Path(path), blocks=blocks)
     elif blocks:
-        cache = _open_url(os.fspath(path), store or Store())
+        cache = _open_url(address, store or Store())
     else:
+        url = public_url(address)
         raise CacheError(
-            f"{path} is a URL, and what is not on this machine cannot be mapped. Copy the cache "
-            f"here, or open_cache({os.fspath(path)!r}, blocks=True) reads {_WHAT_BLOCKS_ARE}"
+            f"{url} is a URL, and what is not on this machine cannot be mapped. Copy the cache "
+            f"here, or open_cache({url!r}, blocks=True) reads {_WHAT_BLOCKS_ARE}"
         )
     if blocks and is_url(path):
         where = store or Store()
@@ -71,13 +75,12 @@ def open_cache(
         )
     if blocks and cache.unmapped:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in cache.unmapped.items())
-        _log.warning("%s: read in %s: %s", path, _WHAT_BLOCKS_ARE, reasons)
+        _log.warning("%s: read in %s: %s", cache.place, _WHAT_BLOCKS_ARE, reasons)
     return cache
 
 
 def _open_url(url: str, store: Store) -> TeacherCache:
-    with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
-        folder = Path(temporary) / "cache"
+    with workplace() as folder:
         place = Remote(url).url
         try:
             source = open_source(url, folder)
@@ -129,9 +132,11 @@ class TeacherCache:
 
     def __repr__(self) -> str:
         """Name the folder and the extent."""
+        partial = self.origin is not None and self.coverage < 1  # of all fields, maybe nothing
+        there = "pulled in part" if partial else f"{self.coverage:.1%} present"
         return (
-            f"TeacherCache({self.place!r}: {self.num_samples} samples, {self.num_views} "
-            f"views, {self.coverage:.1%} present)"
+            f"TeacherCache({self.place!r}: {self.num_samples} samples, {self.num_views} views, "
+            f"{there})"
         )
 
     @property
@@ -460,10 +465,10 @@ class TeacherCache:
         )
         if self.origin:
             return RowError(f"{absent}: {self.how_to_complete(fields=[name], views=[view])}")
-        return RowError(
-            f"{absent}: nobody has made it yet. `dualkd-cache extract --dataset "
-            f"{self.dataset} --out {self.place} --views {max(view + 1, self.num_views)}` makes it"
-        )
+        views = max(view + 1, self.num_views)
+        options = ("--dataset", self.dataset, "--out", self.place, "--views", views)
+        extract = command("dualkd-cache", "extract", *options)
+        return RowError(f"{absent}: nobody has made it yet. `{extract}` makes it")
 
     def how_to_complete(self, *, fields: Iterable[str] = (), views: Iterable[int] = ()) -> str:
         """For a cache that was pulled: how more of it is fetched.
@@ -476,9 +481,7 @@ class TeacherCache:
         if origin is None:
             raise CacheError(f"{self.place} was not pulled")
         of_fields, of_views = ",".join(fields), ",".join(map(str, views))
-        options = f" --fields {of_fields}" if of_fields else ""
-        options += f" --views {of_views}" if of_views else ""
-        return (
-            f"it was pulled in part. `dualkd-cache pull {origin.url} {self.place}{options}` "
-            "fetches it, if it is there"
-        )
+        options = ["--fields", of_fields] if of_fields else []
+        options += ["--views", of_views] if of_views else []
+        pull = command("dualkd-cache", "pull", origin.url, self.place, *options)
+        return f"it was pulled in part. `{pull}` fetches it, if it is there"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import errno
 import filecmp
 import hashlib
 import os
 import time
-import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,21 +18,19 @@ import fsspec
 from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
+from cache.address import checked_address, public_url, without_secrets
 from cache.schema import CacheError
+from cache.transfer_errors import TransferError, failure, is_final, lacks_bucket
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 Advance = Callable[[int], None]
+# Shows the bytes of a transfer, of so many, as they come.
+Metered = Callable[[int], AbstractContextManager[Advance]]
 
 _WAITS_SEC = (0.2, 1.0, 4.0)  # before a second, third and fourth attempt
 _NOT_SENT = "what is there is not what was sent"
 _BLOCK_BYTES = 8 * 2**20
-# A program that asks for a password would wait for ever; none of these is a matter of trying again.
-_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
-
-
-class TransferError(CacheError):
-    """A file could not be brought to or from a URL; what has arrived is kept."""
 
 
 class Remote:
@@ -43,8 +40,9 @@ class Remote:
         """Look which file system it is; nothing is asked of it yet.
 
         Raises:
-            CacheError: fsspec does not know it, or lacks a package for it.
+            CacheError: it is no address, fsspec does not know it, or lacks a package for it.
         """
+        url = checked_address(url)
         self.url = public_url(url).rstrip("/")
         self._address = url
         try:
@@ -55,7 +53,8 @@ class Remote:
                 "`pip install 'dualkd[s3]'`, else the one that fsspec names"
             ) from error
         except ValueError as error:
-            raise CacheError(f"{self.url} is nothing that fsspec opens: {error}") from error
+            why = without_secrets(str(error), url)
+            raise CacheError(f"{self.url} is nothing that fsspec opens: {why}") from error
         self.root = str(root).rstrip("/")
         self.is_local = isinstance(files, LocalFileSystem)
 
@@ -84,7 +83,7 @@ class Remote:
         self._files.invalidate_cache()
         try:
             found = self._attempt("listed", folder, lambda: self._files.ls(place, detail=True))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return {}
         places = {str(about["name"]).rstrip("/"): about for about in found}
         # Of a file, and of an object that stands for a folder, some stores list the thing itself.
@@ -129,7 +128,7 @@ class Remote:
             with _Counter(advance) as counter:
                 self._files.get_file(place, str(path), callback=counter)
 
-        self._attempt("read", key, get)
+        self._attempt("read", key, get, kept=True)
 
     def upload(self, path: Path, key: str, advance: Advance) -> None:
         """Copy a file of this machine there; it appears whole or not at all.
@@ -144,7 +143,7 @@ class Remote:
                 if not self.holds(key, path):
                     raise OSError(_NOT_SENT)
 
-        self._attempt("written", key, put)
+        self._attempt("written", key, put, kept=True)
 
     def write(self, key: str, content: bytes) -> None:
         """Write a small file; it appears whole or not at all.
@@ -208,36 +207,36 @@ class Remote:
         finally:
             beside.unlink(missing_ok=True)
 
-    def _attempt(self, done: str, key: str, act: Callable[[], Done]) -> Done:
+    def _attempt(self, done: str, key: str, act: Callable[[], Done], *, kept: bool = False) -> Done:
         """Carry something out, again after a while where it fails.
 
         Raises:
-            FileNotFoundError, NotADirectoryError: there is no such file.
+            FileNotFoundError: there is no such file.
             TransferError: it is not allowed, or failed each time.
         """
         for seconds in (*_WAITS_SEC, None):
             try:
                 return act()
-            except (FileNotFoundError, NotADirectoryError, CacheError):
+            except CacheError:
                 raise
-            except PermissionError as error:
-                raise TransferError(
-                    f"{self.name(key)} may not be {done}: {error}. Credentials come from where "
-                    f"the {self._kind} tools look for them (docs/sharing.md); ask who owns it"
-                ) from error
             except Exception as error:
-                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                missing = type(error).__name__ in _NO_CREDENTIALS
-                if seconds is None or full or missing:
-                    raise TransferError(
-                        f"{self.name(key)} could not be {done}: {_in_short(error)}. What has "
-                        "arrived is kept: run the same command again"
+                absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+                if absent and done != "written" and not lacks_bucket(error):
+                    raise FileNotFoundError(f"{self.name(key)} is missing") from error
+                if seconds is None or is_final(error):
+                    raise failure(
+                        error,
+                        place=self.name(key),
+                        done=done,
+                        kept=kept,
+                        url=self._address,
+                        store="" if self.is_local else self._protocol,
                     ) from error
             time.sleep(seconds)
         raise AssertionError
 
     @property
-    def _kind(self) -> str:
+    def _protocol(self) -> str:
         protocol = self._files.protocol
         return str(protocol if isinstance(protocol, str) else protocol[0])
 
@@ -262,6 +261,11 @@ class _Counter(Callback):  # type: ignore[misc]  # fsspec has no types
         """Tell that nothing came, where an error came."""
         if error[0] is not None:
             self._advance(-self._told)
+
+
+def unmetered(_: int) -> AbstractContextManager[Advance]:
+    """Shows nothing."""
+    return nullcontext(lambda _: None)
 
 
 def in_parallel(
@@ -289,14 +293,6 @@ def in_parallel(
                 raise
 
 
-def public_url(url: str) -> str:
-    """A URL without the secrets that some hold: user, password, query."""
-    if "://" not in url:
-        return url
-    parts = urllib.parse.urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def _blocks(file: Any) -> Iterator[bytes]:
     with file:
         while block := file.read(_BLOCK_BYTES):
@@ -308,8 +304,3 @@ def _digest(blocks: Iterable[bytes]) -> str:
     for block in blocks:
         digest.update(block)
     return digest.hexdigest()
-
-
-def _in_short(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words:.300}" if words else type(error).__name__

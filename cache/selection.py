@@ -52,6 +52,14 @@ class Selection:
         rows = self._chunks(layout)[:, None] & self._views(layout)[None, :]
         return {name: commits.present[name] & rows for name in names}
 
+    def samples(self, layout: Layout) -> int:
+        """How many samples are in the chunks that are wanted; more than were asked for.
+
+        Raises:
+            CacheError: there is no such split, or the fraction is none.
+        """
+        return int(np.diff(layout.chunk_starts)[self._chunks(layout)].sum())
+
     def _fields(self, layout: Layout) -> list[str]:
         if self.fields is None:
             return list(layout.fields)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cache.commits import Commit, commit_chunk, commit_paths
+from cache.address import is_url
+from cache.commands import command
+from cache.commits import Commit, Commits, commit_chunk, commit_paths, read_commits
 from cache.layout import (
     COMMITS,
     MANIFEST,
@@ -17,15 +18,16 @@ from cache.layout import (
     PROJECTION,
     SAMPLES,
     Layout,
-    is_url,
     own_path,
     repair_hint,
 )
 from cache.metadata import is_cache, read_layout
+from cache.record import MENDED_BY, Record, copy_metadata
 from cache.remote import Advance, Remote
 from cache.schema import CacheError
-from cache.shelf import Record, caches_of, copy_metadata, shelved
+from cache.shelf import Shelved, shelved
 from cache.union import add_commit, all_commits, grow_to_hold
+from cache.workplace import workplace
 from cache.writer import open_writer
 
 _MAX_BYTES_OF_ALL = 2**30
@@ -50,7 +52,7 @@ class Source:
     def way_out(self) -> str:
         """What helps where a file of it is missing or damaged."""
         if self.on_shelf:
-            return "Somebody who has it whole can push it again with --check"
+            return "`dualkd-cache push --check` from a folder in which the cache is whole mends it"
         return repair_hint(self.files.url)
 
     def commits(self) -> list[Commit]:
@@ -92,13 +94,33 @@ def open_source(url: str, folder: Path) -> Source:
         except FileNotFoundError as error:  # a push has replaced the record meanwhile
             shutil.rmtree(folder, ignore_errors=True)
             if attempt == _TRIES - 1:
-                raise CacheError(
-                    f"{found[0].cache.url}: a file that its record names is not there ({error}). "
-                    "Push the cache again from where it is whole"
-                ) from error
+                raise CacheError(f"{error}, which a record names. {MENDED_BY}") from error
             continue
         return Source(found[0].cache, read_layout(folder), on_shelf=True)
     raise AssertionError
+
+
+def about_shelved(
+    one: Shelved, about: Callable[[Layout, Commits], dict[str, Any]]
+) -> dict[str, Any]:
+    """What a catalogue shows of a cache: what its record says, or what several say together.
+
+    Args:
+        one: the cache.
+        about: what a push of it would have written.
+
+    Raises:
+        CacheError: there are several, and one of their files is missing or damaged.
+    """
+    if len(one.records) == 1:
+        return one.records[0].about
+    with workplace() as folder:
+        try:
+            copy_shelved(one.cache, one.records, folder)
+        except FileNotFoundError as error:
+            raise CacheError(f"{error}, which a record names. {MENDED_BY}") from error
+        layout = read_layout(folder)
+        return about(layout, read_commits(layout))
 
 
 def copy_shelved(cache: Remote, records: Sequence[Record], folder: Path) -> None:
@@ -110,20 +132,13 @@ def copy_shelved(cache: Remote, records: Sequence[Record], folder: Path) -> None
     """
     copy_metadata(cache, records[0], folder)
     for record in records[1:]:
-        with tempfile.TemporaryDirectory(prefix="dualkd-") as temporary:
-            beside = Path(temporary) / "cache"
+        with workplace() as beside:
             copy_metadata(cache, record, beside)
             other = read_layout(beside)
             with open_writer(folder, identity=other.identity) as writer:
                 grow_to_hold(writer, other)
             for path in commit_paths(other):
                 add_commit(folder, commit_chunk(path), path.read_bytes())
-
-
-def standing_records(shelf: Remote, fingerprint: str) -> tuple[Record, ...]:
-    """The records of a cache on a shelf that none replaces, newest first."""
-    found = caches_of(shelf, fingerprint)
-    return found[0].records if found else ()
 
 
 def dataset_of(identity: Mapping[str, Any]) -> str:
@@ -161,8 +176,8 @@ def _copy_plain(files: Remote, folder: Path) -> None:
             wanted[name] = about["size"] or 0
     if METADATA not in wanted:
         raise CacheError(
-            f"{files.url} is no cache: there is no {METADATA}. `dualkd-cache ls {files.url}` shows "
-            "the caches on a shelf"
+            f"{files.url} is no cache: there is no {METADATA}. "
+            f"`{command('dualkd-cache', 'ls', files.url)}` shows the caches on a shelf"
         )
     if sum(wanted.values()) > _MAX_BYTES_OF_ALL:
         raise CacheError(

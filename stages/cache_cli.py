@@ -277,7 +277,10 @@ def pull(
     ] = None,
     fraction: Annotated[
         float | None,
-        typer.Option(help="Only so much of the samples, in (0, 1]: an unbiased part, in chunks."),
+        typer.Option(
+            help="Only so much of the samples, in (0, 1]: an unbiased part, in whole chunks, so "
+            "maybe more."
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only chunks that hold samples of this split.")
@@ -297,7 +300,7 @@ def pull(
     from stages.share import pull as stage
 
     selection = Selection(
-        fields=names_of(fields),
+        fields=names_of(fields, "--fields"),
         views=numbers_of(views, "--views"),
         fraction=fraction,
         split=split,
@@ -310,7 +313,12 @@ def list_caches(
     url: Annotated[str, typer.Argument(help="The shelf, or a dataset's folder on it.")],
     as_json: AsJson = False,
 ) -> None:
-    """List the caches on a shelf: teachers, accuracy, extent, size, age, author."""
+    """List the caches on a shelf: teachers, accuracy, extent, size, age, author.
+
+    "samples × views" is what the cache has room for, "made" the part of these
+    rows of which all fields are there, "pushed" how long ago something was
+    last added, and by whom.
+    """
     from stages.share import catalogue, show
 
     tell(catalogue(url), show, as_json)

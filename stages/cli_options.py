@@ -76,19 +76,29 @@ ClipsAs = Annotated[
 
 def folder_of(place: str) -> Path:
     """A cache's folder; a URL would become a strange one."""
-    if "://" in place:
-        raise typer.BadParameter(f"{place} is a URL; this command needs a folder on this machine")
+    from cache import checked_address, is_url, public_url
+
+    if is_url(place):
+        raise typer.BadParameter(
+            f"{public_url(place)} is a URL; this command needs a folder on this machine"
+        )
+    checked_address(place)
     return Path(place)
 
 
-def names_of(text: str | None) -> tuple[str, ...] | None:
+def names_of(text: str | None, option: str) -> tuple[str, ...] | None:
     """The names of an option as `vit/logits,cnn/logits`; None where it is not given."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise typer.BadParameter(f"{option} is {text!r}, which names nothing; leave it out for all")
+    return names
 
 
 def numbers_of(text: str | None, option: str) -> tuple[int, ...] | None:
     """The numbers of an option as `0,1`; None where it is not given."""
-    names = names_of(text)
+    names = names_of(text, option)
     strange = [name for name in names or () if not name.isdecimal()]
     if strange:
         raise typer.BadParameter(f"{option} takes numbers as 0,1; got {strange[0]!r}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from cache import CacheError, Store, TeacherCache, open_cache
+from cache import CacheError, Store, TeacherCache, command, open_cache
 from pipeline.config import Run
 from pipeline.config_training import Weights
 from pipeline.files import write_whole
@@ -31,7 +31,7 @@ from stages.files import write_csv, write_json, write_json_lines
 from stages.progress import console, meter
 from stages.recorded import compare_samples, in_lines, tell_other_versions
 from stages.side_by_side import run_side_by_side, steps_of
-from stages.stored_clips import clip_field, stored_format, why_not
+from stages.stored_clips import stored_format, why_decoded
 from stages.student_training import Job, forget_checkpoint, train_student
 from stages.teachers import (
     added_identities,
@@ -97,7 +97,8 @@ def _jobs(run: Run, options: Options, ranks: Ranks) -> list[Job]:
     cache = open_cache(options.cache, blocks=True, store=options.store)
     check_cache(run, cache)
     tell_other_versions(cache)
-    console.print(f"{cache}; the student's clips are {_clip_source(run, cache)}")
+    clips = _clip_source(run, cache)
+    console.print(f"{cache}; the student's clips are {clips}", soft_wrap=True)
     part = used_part(run, cache)
     tell_order(cache, part)
     console.print(
@@ -175,9 +176,8 @@ def _clip_source(run: Run, cache: TeacherCache) -> str:
             return f"stored in {cache.place}, raw"
         case "jpeg":
             return f"stored in {cache.place} as JPEG: not quite the pixels of the videos"
-    source = "decoded from the videos as they are needed"
-    field = cache.fields.get(clip_field(student))
-    return f"{source}: {why_not(field, student)}" if field else source
+    why = why_decoded(cache, student)
+    return f"decoded from the videos as they are needed{f': {why}' if why else ''}"
 
 
 def load_students(run: Run, samples: Samples) -> dict[str, VideoModel]:
@@ -218,12 +218,12 @@ def check_cache(run: Run, cache: TeacherCache) -> None:
     if cache.origin and used.made.any():
         return  # pulled, maybe in part: what is here is what there is to train on
     if cache.num_views < views or not used.made.all():
+        options = ("--dataset", run.name, "--out", cache.place, "--views", views)
+        extract = command("dualkd-cache", "extract", *options)
         raise CacheError(
             f"the config trains on {views} views of {len(used.rows)} samples; {cache.place} has "
             f"{cache.num_views} views, and of these rows {used.made.mean():.1%} are made. "
-            f"`dualkd-cache extract --dataset {run.name} --out {cache.place} --views {views}` "
-            "makes the rest, "
-            "distill.views and distill.fraction choose less"
+            f"`{extract}` makes the rest, distill.views and distill.fraction choose less"
         )
 
 

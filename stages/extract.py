@@ -26,6 +26,7 @@ from cache import (
     Status,
     TeacherCache,
     check_place,
+    command,
     create_cache,
     is_cache,
     open_cache,
@@ -362,10 +363,11 @@ def _check_failures(run: Run, out: Path, failed: Mapping[str, str], writer: Cach
     limit, samples = run.extract.max_failed_share, writer.layout.num_samples
     if len(failed) > limit * samples:
         name, reason = list(failed.items())[-1]
+        repair = command("dualkd-cache", "repair", "--failed", out)
         raise ExtractError(
             f"{len(failed)} of {samples} samples failed, more than extract.max_failed_share "
             f"{limit:.0%} allows; the last one was {name}: {reason}. What was made is kept in "
-            f"{out}. Once the videos can be read, `dualkd-cache repair --failed {out}` drops the "
+            f"{out}. Once the videos can be read, `{repair}` drops the "
             "chunks that hold failed samples, and the next extract makes them again"
         )
 

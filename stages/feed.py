@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import CacheError, Status, TeacherCache
+from cache import CacheError, Status, TeacherCache, command
 from pipeline.clips import ClipDataset, Request, StoredViews, iterate
 from pipeline.config import Run
 from pipeline.learner import Sizes
@@ -76,9 +76,11 @@ def used_part(run: Run, cache: TeacherCache) -> Part:
     fields = [clip_source(cache, run.distill.student), *teacher_fields(run, samples, method)]
     lacking = [name for name in fields if name not in cache.fields]
     if lacking:
+        options = ("--dataset", run.name, "--out", cache.place)
+        extract = command("dualkd-cache", "extract", *options)
         raise CacheError(
-            f"{cache.place} lacks {', '.join(lacking)}; `dualkd-cache extract --dataset "
-            f"{run.name} --out {cache.place}` adds the teachers of extract.added"
+            f"{cache.place} lacks {', '.join(lacking)}; `{extract}` adds the teachers of "
+            "extract.added"
         )
     statuses = {name: cache.status_of(name)[rows, : run.distill_views] for name in fields}
     if cache.origin:

@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from cache import command
 from stages.progress import PlainConsole
 
 
@@ -34,7 +35,7 @@ def show(facts: dict[str, Any]) -> None:
     about.add_row("samples", f"{facts['samples']} ({splits}{parts}) × {facts['views']} views")
     about.add_row("coverage", f"{facts['coverage']:.1%}, {rows['valid']} valid rows")
     if facts["origin"]:
-        about.add_row("pulled", _pulled(facts))
+        about.add_row("pulled", f"from {facts['origin']['url']}, {facts['origin']['time']}")
     bad = ", ".join(f"{count} {kind}" for kind, count in failures.items() if count) or "none"
     about.add_row("failed rows", bad)
     made_on = [_inside(facts["provenance"], name) for name in ("machine", "device", "decoder")]
@@ -44,6 +45,9 @@ def show(facts: dict[str, Any]) -> None:
     about.add_row("with", ", ".join(packages) or "nothing yet")
     about.add_row("size", f"{facts['bytes'] / 1e6:.1f} MB, {facts['row_bytes']} bytes per row")
     console.print(about)
+    if facts["origin"] and facts["coverage"] < 1:
+        pull = command("dualkd-cache", "pull", facts["origin"]["url"], facts["path"])
+        console.print(f"partial; `{pull}` fetches the rest", soft_wrap=True)
     fields = Table(box=box.SIMPLE_HEAD)
     columns = ["field", "row", "dtype", "codec", "bytes/row", "MB", "made"]
     rows_of_fields = [_field_row(name, field) for name, field in facts["fields"].items()]
@@ -69,15 +73,6 @@ def _add_accuracy(about: Table, facts: dict[str, Any], name: str) -> None:
     if isinstance(top1, float) and isinstance(top5, float):
         videos = f"{_inside(accuracy, 'videos')} videos of {_inside(accuracy, 'split')}"
         about.add_row("", f"top-1 {top1:.1%}, top-5 {top5:.1%}, {videos}")
-
-
-def _pulled(facts: dict[str, Any]) -> str:
-    """Where a cache came from, and how it is completed if it is partial."""
-    origin = facts["origin"]
-    told = f"from {origin['url']}, {origin['time']}"
-    if facts["coverage"] == 1:
-        return told
-    return f"{told}\npartial; `dualkd-cache pull {origin['url']} {facts['path']}` fetches the rest"
 
 
 def _field_row(name: str, field: dict[str, Any]) -> list[str]:

@@ -18,6 +18,10 @@ from cache import (
     Commits,
     Layout,
     Selection,
+    Shelved,
+    TeacherCache,
+    about_shelved,
+    command,
     open_cache,
     public_url,
     pull_cache,
@@ -48,11 +52,11 @@ def push(
         check=check,
         metered=partial(byte_meter, "sending"),
     )
-    console.print(
+    _tell(
         f"{plural(done.files, 'chunk file')} sent, {done.standing} were there; "
         f"{done.bytes / 1e6:.1f} MB with metadata. {done.coverage:.1%} of the rows are there now"
     )
-    console.print(f"dualkd-cache pull {done.url} PATH")
+    _tell(command("dualkd-cache", "pull", done.url, "PATH"))
     return vars(done)
 
 
@@ -70,15 +74,17 @@ def pull(url: str, path: Path, selection: Selection, *, jobs: int, theirs: bool)
         theirs=theirs,
         metered=partial(byte_meter, "fetching"),
     )
-    console.print(
+    _tell(
         f"{plural(done.files, 'chunk file')} fetched, {done.standing} were here; "
         f"{done.bytes / 1e6:.1f} MB from {done.url}"
     )
     cache = open_cache(path)
+    if selection.fraction is not None:
+        _tell_fraction(cache, selection)
     if done.left:
         coverage = cache.coverage_by_field()
         lacking = [f"{name} {share:.0%}" for name, share in coverage.items() if share < 1]
-        console.print(
+        _tell(
             f"{path} is partial: {plural(done.left, 'chunk file')} of there were not asked for "
             f"(here now: {', '.join(lacking) or 'all fields'}). The same command without a choice "
             "fetches them"
@@ -90,8 +96,8 @@ def catalogue(url: str) -> list[dict[str, Any]]:
     """What is on a shelf, newest first; plain JSON.
 
     Returns:
-        of each cache `url`, `dataset`, `fingerprint`, `author`, `time` of the last push, and what
-        `about_cache` says.
+        of each cache `url`, `dataset`, `fingerprint`, `author`, `time` of the last push, what
+        `about_cache` says, and `damaged`, why it cannot be read, where that is known.
 
     Raises:
         cache.CacheError: there is nothing, or it cannot be read.
@@ -99,8 +105,8 @@ def catalogue(url: str) -> list[dict[str, Any]]:
     found = shelved(url)
     if not found:
         raise CacheError(
-            f"{public_url(url)} holds no caches: `dualkd-cache push PATH {public_url(url)}` puts "
-            "one there"
+            f"{public_url(url)} holds no caches: "
+            f"`{command('dualkd-cache', 'push', 'PATH', public_url(url))}` puts one there"
         )
     facts = [
         {
@@ -109,12 +115,20 @@ def catalogue(url: str) -> list[dict[str, Any]]:
             "fingerprint": record.fingerprint,
             "author": record.author,
             "time": record.time,
-            **record.about,
+            **_about(one),
         }
         for one in found
         for record in one.records[:1]
     ]
     return sorted(facts, key=lambda fact: str(fact["time"]), reverse=True)
+
+
+def _about(one: Shelved) -> dict[str, Any]:
+    """What a cache holds by all of its records; by the newest one where they cannot be read."""
+    try:
+        return about_shelved(one, about_cache)
+    except CacheError as error:
+        return {**one.records[0].about, "damaged": str(error)}
 
 
 def about_cache(layout: Layout, commits: Commits) -> dict[str, Any]:
@@ -162,8 +176,25 @@ def show(facts: list[dict[str, Any]]) -> None:
             f"{_age(fact['time'])} ago\nby {fact['author']}",
         )
     out.print(table)
+    for fact in facts:
+        if "damaged" in fact:
+            out.print(f"{fact['url']} is damaged: {fact['damaged']}", soft_wrap=True)
     shelf = facts[0]["url"].rpartition("/")[0].rpartition("/")[0]
-    out.print(f"dualkd-cache pull {shelf}/CACHE PATH")
+    out.print(command("dualkd-cache", "pull", f"{shelf}/CACHE", "PATH"), soft_wrap=True)
+
+
+def _tell_fraction(cache: TeacherCache, selection: Selection) -> None:
+    """Say why more samples came than were asked for."""
+    came, every = selection.samples(cache.layout), cache.num_samples
+    _tell(
+        f"--fraction {selection.fraction:g} took {came} of {every} samples ({came / every:.0%}): a "
+        f"cache travels in whole chunks, here of {cache.chunk_samples} samples"
+    )
+
+
+def _tell(line: str) -> None:
+    """Print a line as one, so that what it says can be copied."""
+    console.print(line, soft_wrap=True)
 
 
 def _percent(share: object) -> str:

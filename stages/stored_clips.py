@@ -80,13 +80,29 @@ def why_not(field: Field, student: str) -> str:
     )
 
 
+def why_decoded(cache: TeacherCache, student: str) -> str | None:
+    """Why a cache's own clips are not those that a student takes; None where it has none at all."""
+    field = cache.fields.get(clip_field(student))
+    if field is None:
+        return None
+    if not_pulled(cache, student):
+        return f"{field.name} is not here, {cache.how_to_complete(fields=[field.name])}"
+    return why_not(field, student)
+
+
+def not_pulled(cache: TeacherCache, student: str) -> bool:
+    """Whether a cache was pulled without a student's clips, though it has the field for them."""
+    name = clip_field(student)
+    return name in cache.fields and bool(cache.origin) and not cache.bytes_by_field()[name]
+
+
 def stored_format(cache: TeacherCache, student: str) -> ClipFormat | None:
     """How a cache stores a student's clips; None where it does not, or stores others.
 
     Of a cache that was pulled without them none are there either: then the videos are decoded.
     """
     field = cache.fields.get(clip_field(student))
-    if field is None or (cache.origin and not cache.bytes_by_field()[field.name]):
+    if field is None or not_pulled(cache, student):
         return None
     return format_of(field, student)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cache import TeacherCache, package_versions
+from cache import TeacherCache, command, is_url, package_versions
 from pipeline.config import Run
 from pipeline.config_file import dump_config
 from pipeline.learner import make_learner
@@ -27,6 +27,7 @@ from stages.feed import Feed, Part, method_of, sizes_of
 from stages.files import write_json, write_text
 from stages.progress import console
 from stages.recorded import environment
+from stages.stored_clips import not_pulled, why_decoded
 from stages.watching import Watch
 from stages.wording import figure, percent, plural
 
@@ -243,12 +244,18 @@ def _tell_waiting(job: Job, past: Past, feed: Feed) -> None:
     if not waiting[-1] or any(waiting[:-1]):
         return
     mend = "they are read from the cache: is its disk, or this machine, busy with other work?"
-    if not feed.stored:
-        student = job.run.distill.student
+    student = job.run.distill.student
+    if is_url(job.cache.place):
+        pull = command("dualkd-cache", "pull", job.cache.place, "FOLDER")
+        mend = f"they are fetched from {job.cache.place} when they are used: `{pull}` has them here"
+    if not_pulled(job.cache, student):
+        mend = f"they are decoded from the videos: {why_decoded(job.cache, student)}"
+    elif not feed.stored:
         mend = f"more --decoders, or clips in the cache (extract.clips: [{student}]), would help"
     console.print(
         f"{job.name}, epoch {past.records[-1]['epoch'] + 1}: waited for clips for "
-        f"{percent(past.records[-1]['waited'], 0)} of the time; {mend}"
+        f"{percent(past.records[-1]['waited'], 0)} of the time; {mend}",
+        soft_wrap=True,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache import CacheError, Kind, open_cache, repair_cache, verify_cache
+from cache import CacheError, Kind, command, open_cache, repair_cache, verify_cache
 from stages.progress import PlainConsole, track
 from stages.recorded import other_versions
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:  # torch takes seconds to import
 _console = PlainConsole(soft_wrap=True)
 _OTHER_FRAMES = (
     "{other_frames} of {rows} rows have other frames here: these copies of the videos are "
-    "re-encoded, resized or cut in another way, or another decoder reads them. The cache itself is "
-    "sound. What it means: students that train on clips stored in the cache are not touched. Where "
-    "clips are decoded from these copies, the student sees other pixels than the teachers saw: the "
-    "figures above say how far the teachers' answers to these copies are from the stored ones. "
-    "What is near acts as noise of the targets; where they are far off, another picture or another "
-    "stretch of time is shown, and the stored targets are wrong for it."
+    "re-encoded, resized or cut in another way, or another decoder reads them. That is no damage "
+    "of the cache. What it means: students that train on clips stored in the cache are not "
+    "touched. Where clips are decoded from these copies, the student sees other pixels than the "
+    "teachers saw: the figures above say how far the teachers' answers to these copies are from "
+    "the stored ones. What is near acts as noise of the targets; where they are far off, another "
+    "picture or another stretch of time is shown, and the stored targets are wrong for it."
 )
 
 
@@ -35,7 +35,8 @@ def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]
         again: compares with the config's teachers, samples and videos; None: the cache alone.
 
     Returns:
-        plain JSON: `path`, `ok`, `refused` (why it is not the config's cache), `fingerprint`,
+        plain JSON: `path`, `sound` (every byte is as recorded), `ok` (and what was asked for is
+        proven), `refused` (why it is not the config's cache), `fingerprint`,
         `coverage`, `rows` by status, `files`, `bytes`, `seconds`, `findings`, `versions` that are
         others here (name → recorded, present), and `recomputed` (`rows`, `fields`, `findings`,
         `left_out`, `other_frames`, `lacking`), null where nothing was made again.
@@ -56,6 +57,7 @@ def verify(path: Path, again: Callable[[], Recomputed] | None) -> dict[str, Any]
             refused = str(error)
     return {
         "path": str(path),
+        "sound": proof.ok,
         "ok": proof.ok and refused is None and not (recomputed and recomputed.findings),
         "refused": refused,
         "fingerprint": proof.fingerprint,
@@ -109,7 +111,22 @@ def show(facts: dict[str, Any]) -> None:
             _console.print(f"  {finding['way_out']}")
         if recomputed["other_frames"]:
             _console.print(_OTHER_FRAMES.format(**recomputed))
-    _console.print("all is well" if facts["ok"] else "this cache is NOT well: see above")
+    _console.print(_verdict(facts))
+
+
+def _verdict(facts: dict[str, Any]) -> str:
+    """The last line: what is proven, and what is not."""
+    if facts["ok"]:
+        return "all is well"
+    if not facts["sound"]:
+        return "this cache is NOT well: see above"
+    lacks = "it is not proven to be what the config describes"
+    recomputed = facts["recomputed"]
+    if recomputed:
+        lacks = "not every row comes out again here"
+        if recomputed["other_frames"] == len(recomputed["findings"]):
+            lacks = "it is not proven against these videos"
+    return f"the cache is sound, every byte as it was recorded; but {lacks}: see above"
 
 
 def repair(path: Path, *, failed: bool = False) -> bool:
@@ -138,10 +155,9 @@ def repair(path: Path, *, failed: bool = False) -> bool:
     if any(finding.kind == Kind.METADATA for finding in repaired.beyond):
         _console.print("nothing was dropped: chunks are not judged by damaged metadata")
     elif repaired.dropped:
-        _console.print(
-            f"`dualkd-cache extract --dataset {open_cache(path).dataset} --out {path}` makes the "
-            "dropped rows again"
-        )
+        options = ("--dataset", open_cache(path).dataset, "--out", path)
+        extract = command("dualkd-cache", "extract", *options)
+        _console.print(f"`{extract}` makes the dropped rows again")
     elif not repaired.beyond:
         _console.print(f"{path} is sound: there was nothing to repair")
     return not repaired.beyond

@@ -18,17 +18,11 @@ import cache.remote
 from cache import TransferError, open_cache, pull_cache, shelved, verify_cache
 from cache_making import contents, full_cache
 from s3_serving import BUCKET, Fault, Server, credentials, s3, s3_server
-from test_cache_sharing import grow, more_views, own, push
+from sharing_making import full, grow, more_views, own, push
 
-__all__ = ["s3", "s3_server"]  # fixtures
+__all__ = ["full", "s3", "s3_server"]  # fixtures
 SHELF = f"s3://{BUCKET}/caches"
 CHUNK = "residual/c.1.0.0"
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete cache of 10 samples in 2 views in 3 chunks; to be read only."""
-    return full_cache(tmp_path_factory.mktemp("full") / "tiny.cache")
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +107,10 @@ def test_a_pull_that_cannot_go_on_names_the_object_and_goes_on_later(
     with fault(s3, kind, "GET", CHUNK, times=None), pytest.raises(TransferError) as caught:
         pull_cache(SHELF, copy)
     assert f"{url}/{CHUNK}" in str(caught.value)
-    wants = {"denied": "Credentials come from", "missing": "can push it again with --check"}
+    wants = {
+        "denied": "Credentials come from",
+        "missing": "`dualkd-cache push --check`",
+    }
     assert wants.get(kind, "run the same command again") in str(caught.value)
     assert not copy.exists()
     s3.requests.clear()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,19 @@ import pytest
 
 from cache import (
     CacheError,
-    Commits,
     ConflictError,
     DamagedError,
     FieldError,
     IdentityMismatch,
-    Layout,
     Pulled,
-    Pushed,
     RowError,
     Selection,
+    Shelved,
     TransferError,
     open_cache,
     open_writer,
     public_url,
     pull_cache,
-    push_cache,
     shelved,
     verify_cache,
 )
@@ -49,68 +45,25 @@ from cache_making import (
     add_samples,
     chunk_arrays,
     compressed_cache,
-    contents,
     fill_cache,
     full_cache,
     full_disk,
     make_cache,
     sign,
 )
+from sharing_making import (
+    FILES,
+    check,
+    full,
+    grow,
+    more_teachers,
+    more_views,
+    own,
+    push,
+    shelf,
+)
 
-FILES = 36  # chunk files of the full cache: 6 fields, 3 chunks, 2 views
-
-
-def about(layout: Layout, commits: Commits) -> dict[str, Any]:
-    """What a catalogue shows."""
-    return {"coverage": commits.coverage(layout, layout.fields), "views": layout.num_views}
-
-
-def push(path: Path, url: str, **options: Any) -> Pushed:
-    """Push as the command does."""
-    return push_cache(path, url, **({"author": "ada", "about": about} | options))
-
-
-def own(path: Path) -> dict[str, bytes]:
-    """All files of a cache that do not tell by whom and when."""
-    return {name: data for name, data in contents(path).items() if name != "origin.json"}
-
-
-def check(path: Path) -> float:
-    """A cache must be sound; returns how much of it is there."""
-    proof = verify_cache(path)
-    assert proof.findings == []
-    return proof.coverage
-
-
-def grow(path: Path, change: Callable[[Any], None]) -> None:
-    """Let a cache grow, and fill it."""
-    with open_writer(path, identity=IDENTITY) as writer:
-        change(writer)
-        fill_cache(writer)
-
-
-def more_views(writer: Any) -> None:
-    writer.add_views(1)
-
-
-def more_teachers(writer: Any) -> None:
-    writer.add_fields(SLOW, {"slow": TEACHER})
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete cache of 10 samples in 2 views in 3 chunks; to be read only."""
-    return full_cache(tmp_path_factory.mktemp("full") / "tiny.cache")
-
-
-@pytest.fixture(params=["folder", "memory"])
-def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty shelf: on this disk, and in a store that has no folders and no renaming."""
-    if request.param == "folder":
-        yield str(tmp_path / "shelf")
-        return
-    yield f"memory://{tmp_path.name}/shelf"
-    fsspec.filesystem("memory").rm(f"/{tmp_path.name}", recursive=True)
+__all__ = ["full", "shelf"]  # fixtures
 
 
 def test_it_arrives_byte_for_byte_and_only_once(full: Path, shelf: str, tmp_path: Path) -> None:
@@ -303,16 +256,16 @@ def test_two_pushes_at_once_lose_nothing(
     for path, change in ((ada, more_views), (bob, more_teachers)):
         shutil.copytree(full, path)
         grow(path, change)
-    import cache.push
+    import cache.push_round
 
-    write, once = cache.push.write_record, iter([True])
+    write, once = cache.push_round.write_record, iter([True])
 
     def late(*arguments: Any) -> str:
         if next(once, False):  # everything is sent, and the record is about to be written
             push(bob, shelf)
         return write(*arguments)
 
-    monkeypatch.setattr(cache.push, "write_record", late)
+    monkeypatch.setattr(cache.push_round, "write_record", late)
     push(ada, shelf)
     (found,) = shelved(shelf)
     assert len(found.records) == 1
@@ -332,7 +285,7 @@ def test_records_that_stand_side_by_side_are_one_cache(
         grow(path, change)
     push(ada, shelf)
     with monkeypatch.context() as patch:
-        patch.setattr("cache.push.standing_records", lambda *_: ())
+        patch.setattr("cache.push.find_cache", lambda shelf, _: Shelved(shelf))
         patch.setattr("cache.push._ROUNDS", 1)
         with pytest.raises(CacheError, match="others push to it all the while"):
             push(bob, shelf)
@@ -551,7 +504,7 @@ def test_wrong_bytes_there_are_named_and_mended_by_another_push(
     files, root = fsspec.url_to_fs(url)
     name = f"{root}/residual/c.1.0.0.0.0.0"
     files.pipe_file(name, b"\1" + files.cat_file(name)[1:])
-    with pytest.raises(TransferError, match=r"residual/c\.1\.0\S* is damaged: .*with --check"):
+    with pytest.raises(TransferError, match=r"residual/c\.1\.0\S* is damaged: .*push --check"):
         pull_cache(shelf, copy)
     assert not copy.exists()
     assert push(full, shelf).files == 0  # its size is right
@@ -615,7 +568,10 @@ def test_a_place_that_is_taken_is_refused(full: Path, shelf: str, tmp_path: Path
 def test_secrets_are_not_told() -> None:
     secret = "https://ada:geheim@host.example:8443/caches?token=geheim"
     assert public_url(secret) == "https://host.example:8443/caches"
-    assert Remote(secret).url == "https://host.example:8443/caches"
+    assert Remote(secret.partition("?")[0]).url == "https://host.example:8443/caches"
+    with pytest.raises(CacheError, match="was given with a query") as caught:
+        Remote(secret)
+    assert "geheim" not in str(caught.value)
     assert public_url("/nfs/a b?c@d") == "/nfs/a b?c@d"
 
 
@@ -651,15 +607,22 @@ def test_what_is_written_meanwhile_is_pushed_as_far_as_it_is_committed(
     assert check(tmp_path / "copy") == 1.0
 
 
-def test_what_ls_tells_is_plain_json(full: Path, shelf: str) -> None:
-    from stages.share import catalogue
-
+def test_bytes_that_were_here_already_are_not_counted(
+    full: Path, shelf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     push(full, shelf)
-    (fact,) = json.loads(json.dumps(catalogue(shelf)))
-    assert fact["dataset"] == "tiny"
-    assert fact["author"] == "ada"
-    with pytest.raises(CacheError, match="holds no caches: `dualkd-cache push"):
-        catalogue(f"{shelf}/nothing")
+    with monkeypatch.context() as patch:
+        patch.setattr(_Pull, "_commit", lambda *_: _interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            pull_cache(shelf, tmp_path / "copy", jobs=1)
+    got = pull_cache(shelf, tmp_path / "copy")
+    whole = pull_cache(shelf, tmp_path / "other")
+    assert 0 < got.files < FILES
+    assert 0 < got.bytes < whole.bytes
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_full_disk_is_told_and_what_has_arrived_is_kept(

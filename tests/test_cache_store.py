@@ -15,7 +15,7 @@ import pytest
 from cache import CacheError, DamagedError, Store, TeacherCache, chunk_store, open_cache
 from cache.remote import Remote
 from cache_making import full_cache
-from test_cache_sharing import push
+from sharing_making import push
 
 
 @pytest.fixture

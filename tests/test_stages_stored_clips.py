@@ -6,6 +6,8 @@ import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +17,24 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache import CacheError, Field, Status, describe, open_cache, verify_cache
+from cache import (
+    CacheError,
+    Field,
+    Selection,
+    Status,
+    describe,
+    open_cache,
+    pull_cache,
+    push_cache,
+    verify_cache,
+)
 from cache_making import contents
 from chain_making import in_turn, options, write_config
 from pipeline.config import Run
 from pipeline.jpeg import frame_bytes
 from pipeline.models import model_entry
 from pipeline.samples import read_samples, samples_from_table
-from stages import distill, plan, recompute, rows, stored_clips
+from stages import distill, plan, recompute, rows, stored_clips, student_training
 from stages.extract import ExtractError, extract
 from stages.feed import Feed, used_part
 
@@ -188,6 +200,40 @@ def test_clips_of_another_size_are_not_used(mini: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr(rows, "model_entry", lambda _name: larger)
     extract(mini, options(mini, replace=True))  # moves it aside
     assert stored_clips.stored_format(open_cache(mini.cache_path), NANO) == "raw"
+
+
+def test_clips_that_were_not_pulled_are_told_with_the_command(
+    mini: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    push_cache(mini.cache_path, str(tmp_path / "shelf"), author="ada", about=lambda *_: {})
+    copy = tmp_path / "copy"
+    pull_cache(str(tmp_path / "shelf"), copy, Selection(fields=("vit", "cnn", "residual")))
+    cache = open_cache(copy)
+    assert repr(cache) == f"TeacherCache({str(copy)!r}: 14 samples, 2 views, pulled in part)"
+    assert cache.origin
+    why = (
+        f"clip/{NANO} is not here, it was pulled in part. `dualkd-cache pull {cache.origin.url} "
+        f"{copy} --fields clip/{NANO}` fetches it, if it is there"
+    )
+    assert distill._clip_source(mini, cache) == f"decoded from the videos as they are needed: {why}"
+    job: Any = SimpleNamespace(run=mini, cache=cache, name="student")
+    past: Any = SimpleNamespace(records=[{"waited": 0.5}])
+    made: Any = SimpleNamespace(stored=False)
+    student_training._tell_waiting(job, past, made)
+    assert f"they are decoded from the videos: {why}" in " ".join(capfd.readouterr().err.split())
+
+
+def test_waiting_for_clips_from_a_url_asks_for_no_disk(
+    mini: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = f"file://{Path(mini.cache_path).absolute()}"
+    cache = open_cache(url, blocks=True)
+    job: Any = SimpleNamespace(run=mini, cache=cache, name="student")
+    past: Any = SimpleNamespace(records=[{"waited": 0.5}])
+    student_training._tell_waiting(job, past, feed(mini))
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"fetched from {url} when they are used: `dualkd-cache pull {url} FOLDER`" in said
+    assert "disk" not in said
 
 
 def test_a_file_that_is_not_whole_is_named_by_its_sample(
