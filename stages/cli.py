@@ -218,7 +218,7 @@ def bench_student(
     from stages.bench_table import show
 
     if student is not None:
-        networks = by_name(student, names_of(teachers) or ())
+        networks = by_name(student, names_of(teachers, "--teachers") or ())
     else:
         networks = of_run(load(str(dataset)))
     facts = bench(networks, Options(batch, turns), random=student is not None)

@@ -109,7 +109,7 @@ def chosen_of(
     text: str, option: str, known: Sequence[str], most: int | None = None
 ) -> tuple[str, ...]:
     """The names of an option, each of them one of the known."""
-    names = tuple(dict.fromkeys(names_of(text) or ()))
+    names = tuple(dict.fromkeys(names_of(text, option) or ()))
     strange = [name for name in names if name not in known]
     if strange or not names or len(names) > (most or len(names)):
         raise typer.BadParameter(f"{option} takes {', '.join(known)}; got {text!r}")

@@ -217,7 +217,7 @@ def test_clips_that_were_not_pulled_are_told_with_the_command(
     )
     assert distill._clip_source(mini, cache) == f"decoded from the videos as they are needed: {why}"
     job: Any = SimpleNamespace(run=mini, cache=cache, name="student")
-    past: Any = SimpleNamespace(records=[{"waited": 0.5}])
+    past: Any = SimpleNamespace(records=[{"epoch": 0, "waited": 0.5}])
     made: Any = SimpleNamespace(stored=False)
     student_training._tell_waiting(job, past, made)
     assert f"they are decoded from the videos: {why}" in " ".join(capfd.readouterr().err.split())
@@ -229,7 +229,7 @@ def test_waiting_for_clips_from_a_url_asks_for_no_disk(
     url = f"file://{Path(mini.cache_path).absolute()}"
     cache = open_cache(url, blocks=True)
     job: Any = SimpleNamespace(run=mini, cache=cache, name="student")
-    past: Any = SimpleNamespace(records=[{"waited": 0.5}])
+    past: Any = SimpleNamespace(records=[{"epoch": 0, "waited": 0.5}])
     student_training._tell_waiting(job, past, feed(mini))
     said = " ".join(capfd.readouterr().err.split())
     assert f"fetched from {url} when they are used: `dualkd-cache pull {url} FOLDER`" in said
