@@ -5,6 +5,7 @@ Stages are imported when they run: `--help` and mistakes answer at once, without
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -162,9 +163,14 @@ def export(
         float | None,
         typer.Option(
             metavar="POINTS",
+            min=0,
             help="Top-1 that 8 bits may lose; the config's export.max_loss if not given.",
         ),
     ] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option("--go-on", help="8 bits that lose too much are left out, and are no error."),
+    ] = False,
     decoders: Decoders = 0,
     batch_size: BatchSize = 32,
 ) -> None:
@@ -180,7 +186,16 @@ def export(
     from stages.export import Options
     from stages.export import export as stage
 
-    options = Options(who, wanted, max_loss, decoders, batch_size)
+    if max_loss is not None and not math.isfinite(max_loss):
+        raise typer.BadParameter(f"--max-loss takes points, as 1.5; got {max_loss}")
+    options = Options(
+        student=who,
+        formats=wanted,
+        max_loss=max_loss,
+        go_on=go_on,
+        decoders=decoders,
+        batch_size=batch_size,
+    )
     typer.echo(f"export: {stage(load(dataset), options)}")
 
 

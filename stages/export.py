@@ -45,6 +45,7 @@ class Options:
         student: `student` or `baseline`.
         formats: of `FORMATS`.
         max_loss: points of top-1 that 8 bits may lose; the config's `export.max_loss` if None.
+        go_on: whether 8 bits that lose too much are told and left out, and are no error.
         decoders: processes that decode.
         batch_size: clips in one forward pass.
     """
@@ -52,6 +53,7 @@ class Options:
     student: str = "student"
     formats: tuple[str, ...] = FORMATS
     max_loss: float | None = None
+    go_on: bool = False
     decoders: int = 0
     batch_size: int = 32
 
@@ -64,7 +66,8 @@ def export_folder(run: Run, student: str = "student") -> Path:
 def export(run: Run, options: Options) -> Path:
     """Write a student's files, a model card, and `export.json` with what was proven of them.
 
-    A file takes its place only after its checks, and files of another export go away.
+    A file takes its place only after its checks, and files of another export go away. The figures
+    that are compared between experiments stand in `deployment.json` beside the folder.
 
     Returns:
         The folder.
@@ -101,9 +104,32 @@ def export(run: Run, options: Options) -> Path:
             found["quantisation"] = _quantised(run, samples, scored, model, paths, options, limit)
         _publish(out, paths, options, found)
     write_json(out / "export.json", found)
+    write_json(out.with_name(out.name.replace("export", "deployment") + ".json"), in_short(found))
     write_text(out / "MODEL_CARD.md", model_card(run, samples, model, found))
-    _refuse_loss(run, found)
+    try:
+        _refuse_loss(run, found)
+    except ExportError as error:
+        if not options.go_on:
+            raise
+        console.print(str(error))
     return out
+
+
+def in_short(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What people compare between experiments: of each file its size, difference and top-1."""
+    measured = found.get("quantisation", {})
+    scores = {"onnx": measured.get("fp32", {}), "int8": measured.get("int8", {})}
+    short: dict[str, Any] = {}
+    for file in found["files"].values():
+        name = file["format"]
+        short[name] = {"bytes": file["bytes"]}
+        if name in found["parity"]["max_difference"]:
+            short[name]["max_difference"] = found["parity"]["max_difference"][name]
+        if "top1" in scores.get(name, {}):
+            short[name]["top1"] = scores[name]["top1"]
+    if measured:
+        short["int8_loss_points"] = measured["loss_points"]
+    return short
 
 
 def load_student(run: Run, samples: Samples, student: str) -> tuple[VideoModel, dict[str, Any]]:

@@ -28,19 +28,38 @@ class ExportedFile:
     top1: float | None
 
 
-def exported_files(content: Mapping[str, Any] | None, student_sha256: str) -> list[ExportedFile]:
-    """The files that `export/export.json` tells of; empty without any, or of another student.
+@dataclass(frozen=True)
+class Exported:
+    """What the page tells of an export.
+
+    Attributes:
+        files: those that were published.
+        parity_clips: on how many clips logits were compared; 0 where they were not.
+        videos: of which top-1 is; 0 where 8 bits were not asked for.
+        refused: points of top-1 that 8 bits lose, where that is too much; else None.
+        limit: points that they may lose.
+    """
+
+    files: list[ExportedFile]
+    parity_clips: int
+    videos: int
+    refused: float | None
+    limit: float
+
+
+def read_exported(content: Mapping[str, Any] | None, student_sha256: str) -> Exported | None:
+    """What `export/export.json` tells; None without any, or of another student.
 
     Args:
         content: of the file; None where nothing was exported.
         student_sha256: the weights of the student that the page is about.
     """
     if content is None or content.get("weights_sha256") != student_sha256:
-        return []
-    differences = content.get("parity", {}).get("max_difference", {})
-    measured = content.get("quantisation", {})
+        return None
+    parity, measured = content.get("parity", {}), content.get("quantisation", {})
+    differences = parity.get("max_difference", {})
     scores = {"onnx": measured.get("fp32", {}), "int8": measured.get("int8", {})}
-    return [
+    files = [
         ExportedFile(
             name=name,
             format=FORMATS.get(file["format"], file["format"]),
@@ -50,3 +69,10 @@ def exported_files(content: Mapping[str, Any] | None, student_sha256: str) -> li
         )
         for name, file in content.get("files", {}).items()
     ]
+    return Exported(
+        files=files,
+        parity_clips=parity.get("clips", 0),
+        videos=measured.get("videos", 0),
+        refused=None if measured.get("published", True) else measured["loss_points"],
+        limit=measured.get("limit_points", 0.0),
+    )

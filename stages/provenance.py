@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import platform
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from pipeline.config import Run
 from stages.report_inputs import TITLES, Inputs
+from stages.wording import percent
 
 _PACKAGES = ("dualkd", "torch", "torchvision", "pytorchvideo", "timm", "av", "numpy", "zarr")
 
@@ -37,12 +39,24 @@ def provenance(inputs: Inputs) -> list[tuple[str, str, str]]:
         ("Projection", ", ".join(settings), projection.get("sha256", "")),
         (
             "Extraction",
-            ", ".join(f"{name} {value}" for name, value in cache["provenance"].items()),
+            ", ".join(_said(name, value) for name, value in cache["provenance"].items()),
             "",
         ),
         ("Scored", scored, ""),
         ("Software of this page", _versions(), ""),
     ]
+
+
+def _said(name: str, value: Any) -> str:
+    """One thing that a cache records of its making, in words."""
+    if name == "accuracy" and isinstance(value, dict):
+        scores = [
+            f"{role} {percent(of_role['top1'])}"
+            for role, of_role in value.items()
+            if isinstance(of_role, dict) and isinstance(of_role.get("top1"), float)
+        ]
+        return f"accuracy of the teachers then: {', '.join(scores) or 'not measured'}"
+    return f"{name} {value}"
 
 
 def _versions() -> str:

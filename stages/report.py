@@ -18,7 +18,7 @@ from cache import open_cache
 from pipeline.config import Run
 from stages import curves, datw_charts, findings, wording
 from stages.examples import Examples, read_examples
-from stages.exported import exported_files
+from stages.exported import read_exported
 from stages.files import write_text
 from stages.provenance import config_text, provenance
 from stages.reliability import reliability_chart
@@ -79,7 +79,7 @@ def render(inputs: Inputs, residual: ResidualPage | None, examples: Examples) ->
         saving=find_saving(inputs),
         residual=residual,
         examples=examples,
-        exported=exported_files(inputs.export, inputs.metrics["student"]["weights_sha256"]),
+        exported=read_exported(inputs.export, inputs.metrics["student"]["weights_sha256"]),
         provenance=provenance(inputs),
         config=config_text(inputs.run),
     )

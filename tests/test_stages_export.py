@@ -256,6 +256,12 @@ def test_too_great_a_loss_is_refused_and_no_8_bit_file_stays(
     names = {path.name for path in (run.outputs / "export").iterdir()}
     assert names == FILES - {"student.int8.onnx", "student.pt2"}
     assert facts(run)["quantisation"]["published"] is False
+    short = json.loads((run.outputs / "deployment.json").read_text())
+    assert short["int8_loss_points"] == 7.25
+    assert "int8" not in short
+    assert short["onnx"].keys() == {"bytes", "max_difference", "top1"}
+    assert command(monkeypatch, "export", "--dataset", "mini", *options, "--go-on") == 0
+    assert "7.25 points is more than 2.5" in re.sub(r"\s+", " ", capsys.readouterr().err)
     assert "so there is no 8-bit file" in (run.outputs / "export" / "MODEL_CARD.md").read_text()
 
 

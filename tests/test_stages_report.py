@@ -282,7 +282,7 @@ def test_what_export_measured_is_on_the_page(
 ) -> None:
     shutil.copytree(outputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    content = {
+    content: dict[str, Any] = {
         "weights_sha256": "of student",
         "files": {
             "student.onnx": {"format": "onnx", "bytes": 512_000},
@@ -297,6 +297,15 @@ def test_what_export_measured_is_on_the_page(
     squeezed = re.sub(r"\s", "", page.text)
     assert "ONNX,float32512kB83.4%2.5e-06student.onnx" in squeezed
     assert "ONNX,8bits160kB82.3%–student.int8.onnx" in squeezed
+    content["quantisation"] |= {"published": False, "loss_points": 1.1, "limit_points": 1.0}
+    write_json(path, content)
+    page = Page(report(load_run(videos), cache_path=CACHE).read_text(encoding="utf-8"))
+    refused = "There is no 8-bit file: it loses 1.1 points of top-1, and 1 are allowed."
+    assert refused in " ".join(page.text.split())
+    del content["quantisation"], content["files"]["student.int8.onnx"]  # --formats onnx
+    write_json(path, content)
+    page = Page(report(load_run(videos), cache_path=CACHE).read_text(encoding="utf-8"))
+    assert "ONNX,float32512kB–2.5e-06student.onnx" in re.sub(r"\s", "", page.text)
     write_json(path, content | {"weights_sha256": "of another student"})
     page = Page(report(load_run(videos), cache_path=CACHE).read_text(encoding="utf-8"))
     assert "student.onnx" not in page.text
