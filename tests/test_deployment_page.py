@@ -28,7 +28,8 @@ SIZES = ((64, 48), (90, 62), (46, 74))
 
 def example(model: Path, video: Path) -> str:
     """The page's example, with these files."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    found: list[str] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (code,) = found
     assert not re.search(r"import .*(pipeline|stages|cache|torch)", code)
     for placeholder, path in (
         ("video.mp4", video),
