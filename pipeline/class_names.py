@@ -9,6 +9,11 @@ from typing import Any
 
 from pipeline.samples import read_samples
 
+_TAKES = (
+    "it takes a samples table (outputs/NAME/samples.parquet), JSON (head → names), or a text with "
+    "one name a line"
+)
+
 
 class ClassNamesError(ValueError):
     """A file holds no class names; the message says what it may be."""
@@ -23,16 +28,21 @@ def read_class_names(path: Path, heads: Sequence[str]) -> dict[str, Any]:
         heads: of the model.
 
     Raises:
-        ClassNamesError: it is none of these, or has names for one head where there are several.
+        ClassNamesError: it is missing, or none of these, or has names for one head where there are
+            several.
         pipeline.samples.SamplesError: it is no samples table.
     """
+    if path.is_dir() or not path.exists():
+        is_what = "is a folder" if path.is_dir() else "no such file"
+        raise ClassNamesError(f"--classes {path}: {is_what}; {_TAKES}")
     if path.suffix == ".parquet":
         return dict(read_samples(path).classes)
     try:
         text = path.read_text()
         found = json.loads(text) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
-        raise ClassNamesError(f"cannot read the class names {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ClassNamesError(f"--classes {path} cannot be read: {reason}; {_TAKES}") from error
     if isinstance(found, dict):
         return found
     if not isinstance(found, list):

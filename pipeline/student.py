@@ -72,6 +72,7 @@ def load_student(path: Path, *, names: Path | None = None, device: str = "auto")
 
     Raises:
         StudentError: it is something else, or lacks what it must say of itself.
+        pipeline.devices.DeviceError: there is no such device for a saved one.
         pipeline.weights.WeightsError: a saved student does not fit its network.
     """
     file = _file_of(path)
@@ -85,7 +86,10 @@ def load_student(path: Path, *, names: Path | None = None, device: str = "auto")
 
         return load_saved(file, names, device)
     if device not in ("auto", "cpu"):
-        raise StudentError(f"{file} runs on the CPU; --device {device} is for saved students")
+        raise StudentError(
+            f"{file} runs on the CPU; --device {device} is for saved students (.safetensors): "
+            "leave it out"
+        )
     if begin[:4] == b"PK\x03\x04":
         from pipeline.student_program import load_program  # noqa: PLC0415
 

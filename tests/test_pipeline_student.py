@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from chain_making import CONFIG
 from pipeline.class_names import ClassNamesError
+from pipeline.devices import DeviceError
 from pipeline.models import create_model
 from pipeline.samples import Sample, build_samples, write_samples
 from pipeline.student import StudentError, load_student
@@ -87,8 +88,19 @@ def test_a_student_of_before_is_given_its_names(tmp_path: Path) -> None:
     as_json.write_text('"a"')
     with pytest.raises(ClassNamesError, match=r"n\.json: expected head → names"):
         load_student(path, names=as_json)
-    with pytest.raises(ClassNamesError, match=r"cannot read the class names .*none\.txt"):
-        load_student(path, names=tmp_path / "none.txt")
+    text.write_bytes(b"\xff\xfe")
+    with pytest.raises(ClassNamesError, match=r"--classes .*n\.txt cannot be read: 'utf-8'"):
+        load_student(path, names=text)
+    for name, what in (("none.txt", "no such file"), ("none.parquet", "no such file"), (".", "is")):
+        with pytest.raises(ClassNamesError, match=f"--classes .*{what}.*; it takes a samples tab"):
+            load_student(path, names=tmp_path / name)
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "foo", "meta", ""])
+def test_a_device_that_cannot_be_used_is_named(tmp_path: Path, device: str) -> None:
+    path = save_nano(tmp_path / "s.safetensors", {**FACTS, "classes": {"action": ["a", "b", "c"]}})
+    with pytest.raises(DeviceError, match=f"--device '{device}' cannot be used: .*`cpu` needs no"):
+        load_student(path, device=device)
 
 
 def test_one_list_of_names_is_not_for_several_heads(tmp_path: Path) -> None:
