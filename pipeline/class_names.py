@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.samples import read_samples
+from pipeline.samples import SamplesError, read_samples
 
 _TAKES = (
     "it takes a samples table (outputs/NAME/samples.parquet), JSON (head → names), or a text with "
@@ -32,14 +32,13 @@ def read_class_names(path: Path, heads: Sequence[str]) -> dict[str, Any]:
             several.
         pipeline.samples.SamplesError: it is no samples table.
     """
-    if path.is_dir() or not path.exists():
-        is_what = "is a folder" if path.is_dir() else "no such file"
-        raise ClassNamesError(f"--classes {path}: {is_what}; {_TAKES}")
-    if path.suffix == ".parquet":
-        return dict(read_samples(path).classes)
     try:
+        if path.suffix == ".parquet" and path.is_file():
+            return dict(read_samples(path).classes)
         text = path.read_text()
         found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except SamplesError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ClassNamesError(f"--classes {path} cannot be read: {reason}; {_TAKES}") from error

@@ -143,16 +143,19 @@ def _whole(video: Path, spec: ClipSpec, protocol: Protocol) -> _Look:
 def _files(videos: Iterable[Path]) -> Iterator[Path | Failure]:
     """Each video; of a folder all those below it, in the order of their names."""
     for video in videos:
-        if not video.is_dir():
-            yield video
-            continue
         others: list[str] = []
         found = False
-        for path in find_videos(video, others=others):
-            found = True
-            yield video / path
-        if not found:
-            yield Failure(str(video), _no_videos(video, others))
+        try:
+            if not video.is_dir():
+                yield video
+                continue
+            for path in find_videos(video, others=others):
+                found = True
+                yield video / path
+            if not found:
+                yield Failure(str(video), _no_videos(video, others))
+        except OSError as error:
+            yield Failure(str(video), f"{video}: {error.strerror or error}")
 
 
 def _no_videos(folder: Path, others: Sequence[str]) -> str:

@@ -238,7 +238,7 @@ def test_bad_videos_are_named_and_the_others_answered(
         (tmp_path / folder / file).touch()
     truncated = write_video(tmp_path / "cut.mp4", frames=100, faststart=True, noise=True)
     cut_off(truncated, 0.3)
-    bad = ["text.mp4", "empty.mp4", "none", "frames", "cut.mp4", "absent.mp4"]
+    bad = ["text.mp4", "empty.mp4", "none", "frames", "cut.mp4", "absent.mp4", "a" * 300]
     assert run(monkeypatch, tiny, *(tmp_path / name for name in bad), videos / "a.mp4") == 1
     captured = capsys.readouterr()
     errors = captured.err.splitlines()
@@ -252,12 +252,13 @@ def test_bad_videos_are_named_and_the_others_answered(
             f"{tmp_path / 'frames'}?fps=25",
             "",
             "no such file",
+            "File name too long",
         ],
         strict=True,
     ):
         (line,) = (line for line in errors if line.startswith(f"error: {tmp_path / name}:"))
         assert message in line
-    assert errors[-1] == "6 videos could not be read, or not to the end"
+    assert errors[-1] == "7 videos could not be read, or not to the end"
     assert captured.out.startswith(str(videos / "a.mp4"))
 
 
@@ -317,7 +318,7 @@ def test_steps_are_not_too_short(text: str) -> None:
         (["--every", "soon"], "got 'soon'"),
         (["--every", "25h"], "--every 25h: a step is at most 24 h long"),
         (["--device", "cuda"], "tiny.onnx runs on the CPU; --device cuda is for saved students"),
-        (["--classes", "/nope"], "--classes /nope: no such file; it takes a samples table"),
+        (["--classes", "/nope"], "--classes /nope cannot be read: No such file or directory; it "),
         (["--classes", "http://x/y.txt"], "--classes http://x/y.txt is a URL"),
         (["--classes", ""], "--classes is empty"),
         (
