@@ -156,9 +156,12 @@ def load(dataset: str, root: Path | None = None) -> Run:
 
 def device_of(name: str) -> torch.device:
     """The device of an option; torch is imported only now."""
-    from pipeline.devices import find_device
+    from pipeline.devices import DeviceError, find_device
 
-    return find_device(name)
+    try:
+        return find_device(name)
+    except DeviceError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def with_clips(run: Run, models: Sequence[str] | None, stored_as: str | None) -> Run:
