@@ -85,11 +85,11 @@ def test_the_example_goes_by_stamps_and_the_stated_duration(tmp_path: Path) -> N
     model = write_onnx(tmp_path / "a.onnx", about(action=6))
     uneven = np.cumsum(np.random.default_rng(0).integers(10, 120, 60))
     for name, stamps in (
-        ("uneven", uneven),
-        ("late", 500 + 40 * np.arange(60)),
-        ("rounded", np.round(np.arange(112) * 1000 / 30).astype(int)),
+        ("uneven.mp4", uneven),
+        ("late.mov", 500 + 40 * np.arange(60)),
+        ("rounded.mp4", np.round(np.arange(112) * 1000 / 30).astype(int)),
     ):
         video = write_video(
-            tmp_path / f"{name}.mp4", frames=len(stamps), stamps_ms=stamps.tolist(), b_frames=2
+            tmp_path / name, frames=len(stamps), stamps_ms=stamps.tolist(), b_frames=2
         )
         check(tmp_path, model, video)
