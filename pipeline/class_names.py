@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.samples import read_samples
+from pipeline.samples import SamplesError, read_samples
+
+_TAKES = (
+    "it takes a samples table (outputs/NAME/samples.parquet), JSON (head → names), or a text with "
+    "one name a line"
+)
 
 
 class ClassNamesError(ValueError):
@@ -23,16 +28,20 @@ def read_class_names(path: Path, heads: Sequence[str]) -> dict[str, Any]:
         heads: of the model.
 
     Raises:
-        ClassNamesError: it is none of these, or has names for one head where there are several.
+        ClassNamesError: it is missing, or none of these, or has names for one head where there are
+            several.
         pipeline.samples.SamplesError: it is no samples table.
     """
-    if path.suffix == ".parquet":
-        return dict(read_samples(path).classes)
     try:
+        if path.suffix == ".parquet" and path.is_file():
+            return dict(read_samples(path).classes)
         text = path.read_text()
         found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except SamplesError:
+        raise
     except (OSError, ValueError) as error:
-        raise ClassNamesError(f"cannot read the class names {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ClassNamesError(f"--classes {path} cannot be read: {reason}; {_TAKES}") from error
     if isinstance(found, dict):
         return found
     if not isinstance(found, list):

@@ -28,6 +28,7 @@ from pipeline.video_interface import TOLERANCE_SEC, Video, VideoError, VideoInfo
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _NUMBER = re.compile(r"(\d+)$")
+_LEAST_RATE, _MOST_RATE = Fraction(1, 86400), 10**6  # a picture a day; a very fast camera
 _RATE = re.compile(r"\d+(\.\d*)?|\.\d+|\d+/\d+")
 
 
@@ -35,7 +36,7 @@ def split_rate(path: Path) -> tuple[Path, Fraction | None]:
     """Part a path from its `?fps=` suffix, if it has one.
 
     Raises:
-        VideoError: the rate is not a positive number.
+        VideoError: the rate is not a positive number, or none that a camera has.
     """
     place, mark, written = str(path).rpartition("?fps=")
     if not mark:
@@ -44,7 +45,11 @@ def split_rate(path: Path) -> tuple[Path, Fraction | None]:
         rate = Fraction(written) if _RATE.fullmatch(written) else Fraction(0)
     except ZeroDivisionError:
         rate = Fraction(0)
-    if rate <= 0:
+    if not _LEAST_RATE <= rate <= _MOST_RATE:
+        if rate > 0:
+            raise VideoError(
+                f"{path}: the rate is not between {_LEAST_RATE} and {_MOST_RATE} frames per second"
+            )
         raise VideoError(
             f"{path}: the rate {written!r} is not a positive number or fraction, as in ?fps=59.94 "
             "or ?fps=60000/1001"

@@ -72,20 +72,24 @@ def load_student(path: Path, *, names: Path | None = None, device: str = "auto")
 
     Raises:
         StudentError: it is something else, or lacks what it must say of itself.
+        pipeline.devices.DeviceError: there is no such device for a saved one.
         pipeline.weights.WeightsError: a saved student does not fit its network.
     """
-    file = _file_of(path)
     try:
+        file = _file_of(path)
         with file.open("rb") as opened:
             begin = opened.read(9)
     except OSError as error:
-        raise StudentError(f"cannot read the model {file}: {error.strerror or error}") from error
+        raise StudentError(f"cannot read the model {path}: {error.strerror or error}") from error
     if begin[8:9] == b"{":  # behind the header's length, the header
         from pipeline.student_saved import load_saved  # noqa: PLC0415
 
         return load_saved(file, names, device)
     if device not in ("auto", "cpu"):
-        raise StudentError(f"{file} runs on the CPU; --device {device} is for saved students")
+        raise StudentError(
+            f"{file} runs on the CPU; --device {device} is for saved students (.safetensors): "
+            "leave it out"
+        )
     if begin[:4] == b"PK\x03\x04":
         from pipeline.student_program import load_program  # noqa: PLC0415
 

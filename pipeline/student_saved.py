@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.devices import find_device
 from pipeline.student import Student, StudentError, class_names
 from pipeline.views import normalise
 from pipeline.weights import load_weights, read_facts
@@ -19,6 +20,7 @@ def load_saved(path: Path, names: Path | None, device: str) -> Student:
 
     Raises:
         pipeline.student.StudentError: it is no student, or does not say its classes.
+        pipeline.devices.DeviceError: there is no such device.
         pipeline.weights.WeightsError: it does not fit its network.
     """
     metadata = read_facts(path)
@@ -43,9 +45,7 @@ def load_saved(path: Path, names: Path | None, device: str) -> Student:
             "`prepare` wrote, or a text file with one name a line"
         )
     classes = class_names(path, heads, facts.get("classes"), names)
-    on = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    )
+    on = find_device(device)
     model = load_weights(model_name, heads, path).to(on)
 
     def answer(clips: NDArray[np.uint8]) -> NDArray[np.float32]:

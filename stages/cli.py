@@ -352,14 +352,14 @@ def models(
 @app.command()
 def predict(
     model: Annotated[
-        Path,
+        str,
         typer.Argument(
             help="A student: exported (.onnx, .pt2), saved (.safetensors), or the folder that it "
             "was trained in."
         ),
     ],
     videos: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="VIDEO…", help="Files, folders of them, or frames with their rate: DIR?fps=25."
         ),
@@ -373,9 +373,10 @@ def predict(
         str, typer.Option(help="Views of a whole video: centre, 5x1, 10x1, 10x3.")
     ] = "centre",
     names: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--classes",
+            metavar="FILE",
             help="Names of the classes: a text with one a line, JSON, or a samples table.",
         ),
     ] = None,
@@ -391,14 +392,19 @@ def predict(
     when. A video that cannot be read does not stop the others; the exit code is then 1.
     """
     from pipeline.student import load_student
-    from stages.predict import Options, protocol_of, seconds_of
+    from stages.predict import Options, path_of, protocol_of, seconds_of
     from stages.predict import predict as stage
     from stages.predict_output import print_lines, show, show_timeline, tell_failed
 
     every_sec = None if every is None else seconds_of(every)
     options = Options(protocol_of(protocol, every_sec), every_sec, batch_size)
-    student = load_student(model, names=names, device=device)
-    answers = stage(student, videos, options)
+    files = [path_of(video, "VIDEO") for video in videos]
+    student = load_student(
+        path_of(model, "MODEL"),
+        names=None if names is None else path_of(names, "--classes"),
+        device=device,
+    )
+    answers = stage(student, files, options)
     if as_json:
         failed = print_lines(answers, student.classes, top)
     elif every_sec is None:

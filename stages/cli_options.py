@@ -155,17 +155,13 @@ def load(dataset: str, root: Path | None = None) -> Run:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of an option; `auto` takes a GPU if there is one."""
-    import torch
+    """The device of an option; torch is imported only now."""
+    from pipeline.devices import DeviceError, find_device
 
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"device {name!r} cannot be used: {error}") from error
-    return device
+        return find_device(name)
+    except DeviceError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def with_clips(run: Run, models: Sequence[str] | None, stored_as: str | None) -> Run:

@@ -27,6 +27,7 @@ from stages.answers import Answer, Failure
 _TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(ms|s|min|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _LEAST_SEC = 0.1  # of a step: frames of a clip are about as far apart
+_MOST_SEC = 86400.0
 _PICTURES = re.compile(r"\d\.(jpe?g|png|webp|bmp)$", re.IGNORECASE)
 
 
@@ -142,16 +143,19 @@ def _whole(video: Path, spec: ClipSpec, protocol: Protocol) -> _Look:
 def _files(videos: Iterable[Path]) -> Iterator[Path | Failure]:
     """Each video; of a folder all those below it, in the order of their names."""
     for video in videos:
-        if not video.is_dir():
-            yield video
-            continue
         others: list[str] = []
         found = False
-        for path in find_videos(video, others=others):
-            found = True
-            yield video / path
-        if not found:
-            yield Failure(str(video), _no_videos(video, others))
+        try:
+            if not video.is_dir():
+                yield video
+                continue
+            for path in find_videos(video, others=others):
+                found = True
+                yield video / path
+            if not found:
+                yield Failure(str(video), _no_videos(video, others))
+        except OSError as error:
+            yield Failure(str(video), f"{video}: {error.strerror or error}")
 
 
 def _no_videos(folder: Path, others: Sequence[str]) -> str:
@@ -163,11 +167,29 @@ def _no_videos(folder: Path, others: Sequence[str]) -> str:
     return f"{folder}: no videos in this folder or below it ({', '.join(VIDEO_SUFFIXES)})"
 
 
+def path_of(text: str, option: str) -> Path:
+    """The path of an argument; a URL would become a strange one, nothing the working folder.
+
+    Raises:
+        PredictError: it is a URL, or empty.
+    """
+    if not text.strip():
+        raise PredictError(f"{option} is empty; give a path on this machine, . for this folder")
+    if "://" in text:
+        from cache import public_url  # noqa: PLC0415  # takes a second, and is rarely needed
+
+        raise PredictError(
+            f"{option} {public_url(text)} is a URL, and only files of this machine are read: "
+            "download it first, and give the file"
+        )
+    return Path(text)
+
+
 def seconds_of(text: str) -> float:
     """The seconds of a time as `1s`, `500ms`, `2min`.
 
     Raises:
-        PredictError: it is no time, or too short for a step.
+        PredictError: it is no time, or too short or too long for a step.
     """
     found = _TIME.fullmatch(text.strip())
     if found is None:
@@ -175,6 +197,8 @@ def seconds_of(text: str) -> float:
     seconds = float(found[1]) * _UNITS[found[2]]
     if seconds < _LEAST_SEC:
         raise PredictError(f"--every {text}: a step is at least {_LEAST_SEC} s long")
+    if seconds > _MOST_SEC:
+        raise PredictError(f"--every {text}: a step is at most {_MOST_SEC / 3600:g} h long")
     return seconds
 
 

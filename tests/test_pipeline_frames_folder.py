@@ -226,6 +226,13 @@ def test_a_rate_is_a_positive_number_or_fraction(rate: str, root: Path) -> None:
         numbers_at(path, np.array([0.0]))
 
 
+@pytest.mark.parametrize("rate", ["9" * 400, f"1/{'9' * 400}", "0.00001", "1000001"])
+def test_a_rate_is_one_that_a_camera_has(rate: str, root: Path) -> None:
+    path = root / "rgb_frames" / "P01" / f"P01_01?fps={rate}"
+    with pytest.raises(VideoError, match="rate is not between 1/86400 and 1000000 frames per sec"):
+        numbers_at(path, np.array([0.0]))
+
+
 def test_a_folder_whose_first_frame_was_mended_is_asked_again(tmp_path: Path) -> None:
     folder = tmp_path / "P01_01"
     folder.mkdir()

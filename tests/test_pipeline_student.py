@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from chain_making import CONFIG
 from pipeline.class_names import ClassNamesError
+from pipeline.devices import DeviceError
 from pipeline.models import create_model
 from pipeline.samples import Sample, build_samples, write_samples
 from pipeline.student import StudentError, load_student
@@ -87,8 +88,25 @@ def test_a_student_of_before_is_given_its_names(tmp_path: Path) -> None:
     as_json.write_text('"a"')
     with pytest.raises(ClassNamesError, match=r"n\.json: expected head → names"):
         load_student(path, names=as_json)
-    with pytest.raises(ClassNamesError, match=r"cannot read the class names .*none\.txt"):
-        load_student(path, names=tmp_path / "none.txt")
+    text.write_bytes(b"\xff\xfe")
+    with pytest.raises(ClassNamesError, match=r"--classes .*n\.txt cannot be read: 'utf-8'"):
+        load_student(path, names=text)
+    for name, what in (
+        ("none.txt", "No such file or directory"),
+        ("none.parquet", "No such file or directory"),
+        (".", "Is a directory"),
+        ("a" * 300, "File name too long"),
+    ):
+        message = f"--classes .* cannot be read: {what}; it takes a samples table"
+        with pytest.raises(ClassNamesError, match=message):
+            load_student(path, names=tmp_path / name)
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "foo", "meta", ""])
+def test_a_device_that_cannot_be_used_is_named(tmp_path: Path, device: str) -> None:
+    path = save_nano(tmp_path / "s.safetensors", {**FACTS, "classes": {"action": ["a", "b", "c"]}})
+    with pytest.raises(DeviceError, match=f"--device '{device}' cannot be used: .*`cpu` needs no"):
+        load_student(path, device=device)
 
 
 def test_one_list_of_names_is_not_for_several_heads(tmp_path: Path) -> None:
@@ -172,6 +190,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "some.cache" / "zarr.json").write_text("{}")
     write_onnx(tmp_path / "exports" / "a.onnx", about(action=3))
     messages = {
+        f"{'a' * 300}.onnx": "cannot read the model .*aaa.onnx: File name too long",
         "absent.onnx": "no model at .*absent.onnx; `dualkd export` writes one",
         "empty.onnx": "is empty",
         "text.mp4": r"is no model: neither ONNX.*begins with b'hello, w'",

@@ -238,7 +238,7 @@ def test_bad_videos_are_named_and_the_others_answered(
         (tmp_path / folder / file).touch()
     truncated = write_video(tmp_path / "cut.mp4", frames=100, faststart=True, noise=True)
     cut_off(truncated, 0.3)
-    bad = ["text.mp4", "empty.mp4", "none", "frames", "cut.mp4", "absent.mp4"]
+    bad = ["text.mp4", "empty.mp4", "none", "frames", "cut.mp4", "absent.mp4", "a" * 300]
     assert run(monkeypatch, tiny, *(tmp_path / name for name in bad), videos / "a.mp4") == 1
     captured = capsys.readouterr()
     errors = captured.err.splitlines()
@@ -252,12 +252,13 @@ def test_bad_videos_are_named_and_the_others_answered(
             f"{tmp_path / 'frames'}?fps=25",
             "",
             "no such file",
+            "File name too long",
         ],
         strict=True,
     ):
         (line,) = (line for line in errors if line.startswith(f"error: {tmp_path / name}:"))
         assert message in line
-    assert errors[-1] == "6 videos could not be read, or not to the end"
+    assert errors[-1] == "7 videos could not be read, or not to the end"
     assert captured.out.startswith(str(videos / "a.mp4"))
 
 
@@ -315,6 +316,17 @@ def test_steps_are_not_too_short(text: str) -> None:
         (["--protocol", "7x7"], "--protocol takes centre, 5x1, 10x1, 10x3; got '7x7'"),
         (["--protocol", "5x1", "--every", "1s"], "with --every each step has one clip"),
         (["--every", "soon"], "got 'soon'"),
+        (["--every", "25h"], "--every 25h: a step is at most 24 h long"),
+        (["--device", "cuda"], "tiny.onnx runs on the CPU; --device cuda is for saved students"),
+        (["--classes", "/nope"], "--classes /nope cannot be read: No such file or directory; it "),
+        (["--classes", "http://x/y.txt"], "--classes http://x/y.txt is a URL"),
+        (["--classes", ""], "--classes is empty"),
+        (
+            ["http://me:secret@localhost:1/b.mp4?key=secret"],
+            "VIDEO http://localhost:1/b.mp4 is a URL, and only files of this machine are read: "
+            "download it first, and give the file",
+        ),
+        ([""], "VIDEO is empty; give a path"),
     ],
 )
 def test_options_that_cannot_be_used(
@@ -328,6 +340,27 @@ def test_options_that_cannot_be_used(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+    assert "secret" not in error
+
+
+def test_a_model_at_a_url_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "s3://bucket/student.onnx", "a.mp4") == 1
+    assert "MODEL s3://bucket/student.onnx is a URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "foo"])
+def test_a_device_that_is_not_here_is_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exported: Path,
+    device: str,
+) -> None:
+    assert run(monkeypatch, exported / "s.safetensors", "a.mp4", "--device", device) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --device '{device}' cannot be used: ")
+    assert len(error.splitlines()) == 1
 
 
 # --- what is imported ----------------------------------------------------------------------------
