@@ -4,8 +4,8 @@
     python benchmarks/evidence.py run main --seeds 5            # or other groups; without: all
     python benchmarks/evidence.py run --smoke                   # one epoch each, to try it
 
-What was interrupted goes on from its checkpoint, what has a row is not done again. Students lie in
-outputs/<dataset>/evidence, rows in docs/results/<dataset>.csv.
+What was interrupted goes on from its checkpoint; what has a row is not done again, on another
+machine either. Students lie in outputs/<dataset>/evidence, rows in docs/results/<dataset>.csv.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from evidence_plan import Planned, plan
+from evidence_plan import Key, Planned, config_sha256, plan
 from evidence_settings import GROUPS, Setting, chosen
 from making import print_table
 from online_feed import OnlineFeed
@@ -123,7 +123,7 @@ def row_of(run: Run, one: Planned, commit: str) -> dict[str, Any]:
         "online": one.setting.online,
         "loss": one.student.variant.loss,
         "cache": one.cache.fingerprint[:16],
-        "config_sha256": one.config_sha256,
+        "config_sha256": config_sha256(one.student.run),
         "commit": commit,
         "command": f"python benchmarks/evidence.py run {one.setting.group}",
     }
@@ -134,23 +134,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return pa.csv.read_csv(path).to_pylist() if path.is_file() else []
 
 
-def add_rows(run: Run, path: Path, planned: Sequence[Planned]) -> None:
-    """Write the CSV with the rows of all that are scored; a row that stands stays as it is.
+def by_key(path: Path) -> dict[Key, dict[str, Any]]:
+    """The rows by setting and seed."""
+    return {(row["setting"], row["seed"]): row for row in read_rows(path)}
 
-    Raises:
-        ValueError: a row is of another config than the student of its name.
-    """
-    rows = {(row["setting"], row["seed"]): row for row in read_rows(path)}
+
+def add_rows(run: Run, path: Path, planned: Sequence[Planned]) -> None:
+    """Write the CSV with the rows of all that are scored; a row that stands stays as it is."""
+    rows = by_key(path)
     commit = commit_of(Path(__file__).parent)
     for one in planned:
-        if "scores" not in one.student.result:
-            continue
-        standing = rows.setdefault(one.key, row_of(run, one, commit))
-        if standing["config_sha256"] != one.config_sha256:
-            raise ValueError(
-                f"{path} has a row of {one.setting.name}, seed {one.student.seed}, by another "
-                "config: take the rows of that setting out of it"
-            )
+        if "scores" in one.student.result:
+            rows.setdefault(one.key, row_of(run, one, commit))
     names = {name: place for place, name in enumerate(GROUPS)}
     ordered = sorted(
         rows.values(), key=lambda row: (names[row["group"]], row["setting"], row["seed"])
@@ -189,12 +184,10 @@ def main() -> None:
     if options.smoke:
         csv = run.outputs / "evidence-smoke" / "rows.csv"
     console.print(f"{shlex.join(sys.argv)} -> {csv}")
-    planned = list(plan(run, settings, options.seeds, smoke=options.smoke))
-    for first in range(0, len(planned), len(settings)):  # a seed's rows stand before the next one
-        some = planned[first : first + len(settings)]
-        train(some, options.at_once)
-        score_all(run, some)
-        add_rows(run, csv, some)
+    for planned in plan(run, settings, options.seeds, by_key(csv), smoke=options.smoke):
+        train(planned, options.at_once)  # a seed's rows stand before the next one
+        score_all(run, planned)
+        add_rows(run, csv, planned)
 
 
 def show(settings: Sequence[Setting], options: argparse.Namespace) -> None:

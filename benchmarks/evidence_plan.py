@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,11 @@ from stages.extract import Options, extract
 from stages.feed import Part, used_part
 from stages.variants import of_everything, variants_of
 
+Row = Mapping[str, Any]
+"""Of the CSV."""
+Key = tuple[str, int]
+"""Of a row: its setting and seed."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -31,14 +36,14 @@ class Planned:
     part: Part
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """Of its row."""
         return self.setting.name, self.student.seed
 
-    @property
-    def config_sha256(self) -> str:
-        """Of the resolved config."""
-        return hashlib.sha256(dump_config(self.student.run).encode()).hexdigest()[:16]
+
+def config_sha256(run: Run) -> str:
+    """Of a resolved config, the first 16 digits."""
+    return hashlib.sha256(dump_config(run).encode()).hexdigest()[:16]
 
 
 def changed(run: Run, setting: Setting) -> Run:
@@ -61,35 +66,41 @@ def smaller(run: Run) -> Run:
     return run.model_copy(update={"distill": run.distill.model_copy(update={"train": recipe})})
 
 
-def with_cache(run: Run, setting: Setting, base: TeacherCache) -> tuple[Run, TeacherCache]:
-    """What a setting reads, and the config that makes it; a cache of its own may have to be made.
-
-    Raises:
-        cache.CacheError: the cache was made from other inputs than the config names.
-    """
+def resolved(run: Run, setting: Setting, base: TeacherCache) -> Run:
+    """The config with a setting's changes, and what its own cache holds where it has one."""
+    run = changed(run, setting)
     if not setting.own_cache:
-        check_cache(of_everything(run), base)
-        return run, base
-    path = run.outputs / "evidence" / "caches" / setting.name
+        return run
     views = run.extract.views.model_copy(update={"count": run.distill_views})
     codecs = fixed8_of(base) if setting.fixed8 else {}
     section = run.extract.model_copy(
         update={"views": views, "clips": [run.distill.student], "codecs": codecs}
     )
-    run = run.model_copy(update={"extract": section})
-    options = Options(
-        out=path,
-        views=views.count,
-        limit=None,
-        decoders=0,
-        batch_size=32,
-        replace=False,
-        device=torch.device("cpu"),
-    )
-    extract(run, options)  # what stands is checked, and left alone
-    cache = open_cache(path, blocks=True)
+    return run.model_copy(update={"extract": section})
+
+
+def cache_of(run: Run, setting: Setting, base: TeacherCache) -> TeacherCache:
+    """What a setting reads; a cache of its own may have to be made.
+
+    Raises:
+        cache.CacheError: the cache was made from other inputs than the config names.
+    """
+    cache = base
+    if setting.own_cache:
+        path = run.outputs / "evidence" / "caches" / setting.name
+        options = Options(
+            out=path,
+            views=run.extract.views.count,
+            limit=None,
+            decoders=0,
+            batch_size=32,
+            replace=False,
+            device=torch.device("cpu"),
+        )
+        extract(run, options)  # what stands is checked, and left alone
+        cache = open_cache(path, blocks=True)
     check_cache(of_everything(run), cache)
-    return run, cache
+    return cache
 
 
 def fixed8_of(base: TeacherCache) -> dict[str, Fixed8]:
@@ -106,25 +117,48 @@ def fixed8_of(base: TeacherCache) -> dict[str, Fixed8]:
     return found
 
 
-def plan(run: Run, settings: Sequence[Setting], seeds: int, *, smoke: bool) -> Iterator[Planned]:
-    """All students, seed after seed: the tables fill evenly."""
+def plan(
+    run: Run, settings: Sequence[Setting], seeds: int, rows: Mapping[Key, Row], *, smoke: bool
+) -> list[list[Planned]]:
+    """The students that have no row yet, seed after seed: the tables fill evenly.
+
+    Raises:
+        ValueError: a row is of another config or cache than the student of its name.
+    """
     base = open_cache(run.cache_path, blocks=True)
-    made = []
-    for setting in settings:
-        own = changed(run, setting)
-        own, cache = with_cache(smaller(own) if smoke else own, setting, base)
-        made.append((setting, own, cache, used_part(of_everything(own), cache)))
+    of_seed: list[list[Planned]] = [[] for _ in range(seeds)]
     folder = run.outputs / ("evidence-smoke" if smoke else "evidence")
-    for number in range(seeds):
-        for setting, own, cache, part in made:
-            seed = own.distill.seed + number
-            variant = variants_of(own)[setting.variant]
-            of_seed = variant.of(own, seed)
+    for setting in settings:
+        own = resolved(run, setting, base)
+        variant = variants_of(own)[setting.variant]
+        runs = [variant.of(own, own.distill.seed + number) for number in range(seeds)]
+        if smoke:
+            runs = [smaller(one) for one in runs]
+        cache = part = None
+        for number, of_student in enumerate(runs):
+            seed = of_student.distill.seed
+            standing = rows.get((setting.name, seed))
+            if standing is not None:
+                _check(standing, of_student, None if setting.own_cache else base)
+                continue
+            cache = cache or cache_of(own, setting, base)
+            part = part or used_part(of_everything(own), cache)
             belongs_to = {
                 "cache_fingerprint": cache.fingerprint,
-                "distill": of_seed.distill.model_dump(mode="json"),
+                "distill": of_student.distill.model_dump(mode="json"),
                 "rows": {"samples": len(part.rows), "valid": int(part.valid.sum())},
                 "online": setting.online,
             }
             place = folder / setting.name / f"seed-{seed}"
-            yield Planned(setting, Student(variant, seed, of_seed, place, belongs_to), cache, part)
+            student = Student(variant, seed, of_student, place, belongs_to)
+            of_seed[number].append(Planned(setting, student, cache, part))
+    return of_seed
+
+
+def _check(row: Row, run: Run, base: TeacherCache | None) -> None:
+    same = row["config_sha256"] == config_sha256(run)
+    if not same or (base is not None and row["cache"] != base.fingerprint[:16]):
+        raise ValueError(
+            f"the CSV has a row of {row['setting']}, seed {row['seed']}, by another "
+            f"{'cache' if same else 'config'}: take the rows of that setting out of it"
+        )

@@ -21,6 +21,8 @@ from chain_making import write_config
 from pipeline.config import Run
 from pipeline.config_file import load_config
 from pipeline.models import create_model
+from pipeline.samples import read_samples
+from pipeline.weights import save_weights
 from stages import side_by_side
 from stages.ablation_results import AblationError
 from stages.feed import Feed, used_part
@@ -110,10 +112,17 @@ def test_a_row_for_each_setting_and_seed_and_nothing_twice(
     assert len({row["cache"] for row in rows}) == 2
     before = Path("rows.csv").read_bytes()
     monkeypatch.setattr(side_by_side, "run_many", no_training)
-    evidence(*arguments)
+    kept, elsewhere = mini.outputs / "evidence", Path("elsewhere")
+    kept.rename(elsewhere)
+    evidence(*arguments)  # on another machine, which has the rows only
     assert Path("rows.csv").read_bytes() == before
+    assert not kept.exists()
+    elsewhere.rename(kept)
     config = Path("configs/mini.yaml")
     config.write_text(config.read_text().replace("sdd: 0.1", "sdd: 0.2"))
+    with pytest.raises(ValueError, match=r"fields-fixed8-all, seed 0, by another config: take"):
+        evidence(*arguments)
+    Path("rows.csv").unlink()
     with pytest.raises(AblationError, match=r"distill\.weights\.sdd: was 0\.1, is 0\.2"):
         evidence(*arguments)
 
@@ -198,6 +207,39 @@ def test_errors_of_teachers_are_counted(
     assert "| test | all | 14 | " in capsys.readouterr().out
     (read,) = pyarrow.csv.read_csv("it.csv").to_pylist()
     assert read["both"] + read["only_vit"] == pytest.approx(read["vit"])
+
+
+def test_targets_are_held_against_the_labels(
+    mini: Run,
+    module: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Four views of label 0 by hand: both right, the ViT only, the CNN only, neither."""
+    of = {True: [2.0, 0.0], False: [0.0, 1.0]}
+    vit, cnn = (torch.tensor([of[one == "1"] for one in word]) for word in ("1100", "1010"))
+    line = module("target_quality").line
+    half = torch.full((4, 2), 0.5)
+    # 2 for the label outweighs 1 against it: the mean is right wherever one of them is.
+    assert line("mean", half, vit, cnn, torch.zeros(4, dtype=torch.int64))[1:3] == [
+        "75.0%",
+        "100.0%",
+    ]
+    only_vit = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    assert line("vit", only_vit, vit, cnn, torch.zeros(4, dtype=torch.int64))[1:] == [
+        "50.0%",
+        "50.0%",
+        "0.575",
+        "1.00 ± 0.00",
+        "100%",
+    ]
+    student = create_model(mini.distill.student, dict(read_samples(mini.samples_path).heads))
+    save_weights(student, mini.outputs / "evidence" / "it" / "last.safetensors", {})
+    monkeypatch.setattr(sys, "argv", ["x", "--dataset", "mini", "--student", "it", "--views", "2"])
+    module("target_quality").main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("28 training views; both teachers are right on ")
+    assert re.search(r"\| whoever is right leads \| [0-9.]+% \| 100\.0% \|", printed), printed
 
 
 def test_tables_come_from_the_rows(
