@@ -139,10 +139,9 @@ def by_key(path: Path) -> dict[Key, dict[str, Any]]:
     return {(row["setting"], row["seed"]): row for row in read_rows(path)}
 
 
-def add_rows(run: Run, path: Path, planned: Sequence[Planned]) -> None:
+def add_rows(run: Run, path: Path, planned: Sequence[Planned], commit: str) -> None:
     """Write the CSV with the rows of all that are scored; a row that stands stays as it is."""
     rows = by_key(path)
-    commit = commit_of(Path(__file__).parent)
     for one in planned:
         if "scores" in one.student.result:
             rows.setdefault(one.key, row_of(run, one, commit))
@@ -154,13 +153,14 @@ def add_rows(run: Run, path: Path, planned: Sequence[Planned]) -> None:
 
 
 def commit_of(folder: Path) -> str:
-    """The commit that is checked out; `+` where tracked files differ from it."""
+    """The commit that is checked out; `+` where tracked files but results differ from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "-s", "-uno") else "")
+    changed = git("status", "-s", "-uno", "--", ":/", ":/!docs/results")
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
 
 
 def main() -> None:
@@ -184,10 +184,11 @@ def main() -> None:
     if options.smoke:
         csv = run.outputs / "evidence-smoke" / "rows.csv"
     console.print(f"{shlex.join(sys.argv)} -> {csv}")
+    commit = commit_of(Path(__file__).parent)  # of what trains from here on
     for planned in plan(run, settings, options.seeds, by_key(csv), smoke=options.smoke):
         train(planned, options.at_once)  # a seed's rows stand before the next one
         score_all(run, planned)
-        add_rows(run, csv, planned)
+        add_rows(run, csv, planned, commit)
 
 
 def show(settings: Sequence[Setting], options: argparse.Namespace) -> None:

@@ -141,7 +141,7 @@ def print_group(rows: Sequence[Row], group: str) -> None:
 
 
 def print_views(rows: Sequence[Row]) -> None:
-    """What the method gains with each number of cached views."""
+    """What the method gains with each number of cached views, and what fresh ones would give."""
     test = by_setting(rows, "test_top1")
     lines = []
     for views, prefix in VIEWS.items():
@@ -149,9 +149,11 @@ def print_views(rows: Sequence[Row]) -> None:
         if not all(name in test for name in variants):
             continue
         means = [shown(estimate(list(test[name].values()))) for name in variants]
-        lines.append([views, *means, shown(gain(test, *variants[::-1]), difference=True)])
+        over = (gain(test, variants[1], against) for against in (variants[0], "online-all"))
+        lines.append([views, *means, *(shown(one, difference=True) for one in over)])
     print("\n## Views\n")
-    print_table(["views", "`labels`, %", "`all`, %", "gain"], lines)
+    head = ["views", "`labels`, %", "`all`, %", "gain", "`all` − fresh views online"]
+    print_table(head, lines)
 
 
 def print_claims(test: Figures) -> None:

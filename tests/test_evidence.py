@@ -273,5 +273,5 @@ def test_tables_come_from_the_rows(
     assert (
         "| the student is above the CNN teacher: all − CNN | 2 | −30.0 ± 0.0 | contrary" in printed
     )
-    assert "| 4 | 40.0 | 60.0 ± 0.0 | +20.0 |" in printed
+    assert "| 4 | 40.0 | 60.0 ± 0.0 | +20.0 | – |" in printed
     assert (tmp_path / "it-main.svg").read_text().count("<circle") == 7
