@@ -3,6 +3,7 @@
     python benchmarks/evidence.py list                          # settings, runs, minutes
     python benchmarks/evidence.py run main --seeds 5            # or other groups; without: all
     python benchmarks/evidence.py run --smoke                   # one epoch each, to try it
+    python benchmarks/evidence.py run main --device cuda --at-once 15 --decoders 15 --together 5
 
 What was interrupted goes on from its checkpoint; what has a row is not done again, on another
 machine either. Students lie in outputs/<dataset>/evidence, rows in docs/results/<dataset>.csv.
@@ -17,11 +18,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
+import torch
 
 from evidence_plan import Key, Planned, config_sha256, plan
 from evidence_settings import GROUPS, Setting, chosen
@@ -41,12 +45,34 @@ from stages.student_training import Job
 
 COLUMNS = (
     *("group", "setting", "variant", "seed", "val_top1", "test_top1", "test_top5", "minutes"),
-    *("changes", "online", "loss", "cache", "config_sha256", "commit", "command"),
+    *("changes", "online", "loss", "cache", "config_sha256", "commit", "device", "command"),
 )
-"""Of the CSV. Accuracies are shares of 1, `minutes` those of the training on one core."""
+"""Of the CSV. Accuracies are shares of 1, `minutes` those of the training, beside others."""
 
 
-def train(planned: Sequence[Planned], at_once: int) -> None:
+@dataclass(frozen=True)
+class Machine:
+    """Where students train.
+
+    Attributes:
+        device: that computes.
+        at_once: trainings side by side, each with one thread.
+        decoders: processes that decode: all together for the scores, one of each online training.
+    """
+
+    device: str
+    at_once: int
+    decoders: int
+
+    @property
+    def name(self) -> str:
+        """Of the processor or the chip, for the rows."""
+        if self.device == "cpu":
+            return "one core of a CPU"
+        return torch.cuda.get_device_name(self.device)
+
+
+def train(planned: Sequence[Planned], machine: Machine) -> None:
     """Train what is not trained yet; what fails is told and left to the next call."""
     check_unchanged([one.student for one in planned])
     waiting = [one for one in planned if not one.student.trained]
@@ -57,9 +83,9 @@ def train(planned: Sequence[Planned], at_once: int) -> None:
             cache=one.cache,
             part=one.part,
             folder=one.student.folder,
-            device="cpu",
+            device=machine.device,
             threads=1,
-            decoders=0,
+            decoders=min(1, machine.decoders),
             checkpoint_steps=200,
             feed=OnlineFeed if one.setting.online else Feed,
         )
@@ -80,20 +106,22 @@ def train(planned: Sequence[Planned], at_once: int) -> None:
         student.end(samples_from_table(waiting[index].cache.samples, "the cache").heads)
 
     if jobs:
-        run_many(jobs, at_once, end)
+        run_many(jobs, machine.at_once, end)
 
 
-def score_all(run: Run, planned: Sequence[Planned]) -> None:
+def score_all(run: Run, planned: Sequence[Planned], machine: Machine) -> None:
     """Score the trained ones that have no score: one decode of each split for all of them."""
     table = read_samples(run.samples_path)
     waiting = [one for one in planned if one.student.trained and "scores" not in one.student.result]
     found: dict[tuple[str, int], dict[str, float]] = {one.key: {} for one in waiting}
     models = {
-        f"{one.setting.name}/{one.student.seed}": one.student.load(table.heads) for one in waiting
+        f"{one.setting.name}/{one.student.seed}": one.student.load(table.heads).to(machine.device)
+        for one in waiting
     }
     for split in splits_of(run, table) if models else ():
         samples = labelled(table.of_splits([split]))
-        scored = score(models, Path(run.prepare.root), samples, 0, 32, what=f"scoring {split}")
+        root, decoders = Path(run.prepare.root), machine.decoders
+        scored = score(models, root, samples, decoders, 32, what=f"scoring {split}")
         for one in waiting:
             figures = scored.accuracies(f"{one.setting.name}/{one.student.seed}")
             found[one.key] |= {f"{split}_{name}": figures[name] for name in ("top1", "top5")}
@@ -106,7 +134,7 @@ def splits_of(run: Run, table: Samples) -> list[str]:
     return [name for name in ("val", run.evaluate.split) if name in table.splits()]
 
 
-def row_of(run: Run, one: Planned, commit: str) -> dict[str, Any]:
+def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
     """Of the CSV."""
     result = one.student.result
     scores, test = result["scores"], run.evaluate.split
@@ -125,6 +153,7 @@ def row_of(run: Run, one: Planned, commit: str) -> dict[str, Any]:
         "cache": one.cache.fingerprint[:16],
         "config_sha256": config_sha256(one.student.run),
         "commit": commit,
+        "device": device,
         "command": f"python benchmarks/evidence.py run {one.setting.group}",
     }
 
@@ -139,12 +168,12 @@ def by_key(path: Path) -> dict[Key, dict[str, Any]]:
     return {(row["setting"], row["seed"]): row for row in read_rows(path)}
 
 
-def add_rows(run: Run, path: Path, planned: Sequence[Planned], commit: str) -> None:
+def add_rows(run: Run, path: Path, planned: Sequence[Planned], commit: str, device: str) -> None:
     """Write the CSV with the rows of all that are scored; a row that stands stays as it is."""
     rows = by_key(path)
     for one in planned:
         if "scores" in one.student.result:
-            rows.setdefault(one.key, row_of(run, one, commit))
+            rows.setdefault(one.key, row_of(run, one, commit, device))
     names = {name: place for place, name in enumerate(GROUPS)}
     ordered = sorted(
         rows.values(), key=lambda row: (names[row["group"]], row["setting"], row["seed"])
@@ -170,8 +199,14 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; all by default")
     parser.add_argument("--dataset", default="figures_hard")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--at-once", type=int, default=2, help="trainings side by side")
-    parser.add_argument("--minutes", type=float, default=2.3, help="of a run on one core, for list")
+    parser.add_argument("--decoders", type=int, default=0, help="processes that decode, for scores")
+    parser.add_argument(
+        "--together", type=int, default=1, help="seeds trained before any is scored"
+    )
+    parser.add_argument("--commit", help="of a copy of the repository that git does not know")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of a run on one core, for list")
     parser.add_argument("--smoke", action="store_true", help="one epoch each, rows beside them")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
@@ -184,11 +219,15 @@ def main() -> None:
     if options.smoke:
         csv = run.outputs / "evidence-smoke" / "rows.csv"
     console.print(f"{shlex.join(sys.argv)} -> {csv}")
-    commit = commit_of(Path(__file__).parent)  # of what trains from here on
-    for planned in plan(run, settings, options.seeds, by_key(csv), smoke=options.smoke):
-        train(planned, options.at_once)  # a seed's rows stand before the next one
-        score_all(run, planned)
-        add_rows(run, csv, planned, commit)
+    commit = options.commit or commit_of(Path(__file__).parent)  # of what trains from here on
+    machine = Machine(options.device, options.at_once, options.decoders)
+    device = torch.device(machine.device)
+    seeds = plan(run, settings, options.seeds, by_key(csv), smoke=options.smoke, device=device)
+    for first in range(0, len(seeds), options.together):  # rows stand before the next ones train
+        planned = list(chain.from_iterable(seeds[first : first + options.together]))
+        train(planned, machine)
+        score_all(run, planned, machine)
+        add_rows(run, csv, planned, commit, machine.name)
 
 
 def show(settings: Sequence[Setting], options: argparse.Namespace) -> None:

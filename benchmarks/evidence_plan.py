@@ -79,8 +79,8 @@ def resolved(run: Run, setting: Setting, base: TeacherCache) -> Run:
     return run.model_copy(update={"extract": section})
 
 
-def cache_of(run: Run, setting: Setting, base: TeacherCache) -> TeacherCache:
-    """What a setting reads; a cache of its own may have to be made.
+def cache_of(run: Run, setting: Setting, base: TeacherCache, device: torch.device) -> TeacherCache:
+    """What a setting reads; a cache of its own may have to be made, on that device.
 
     Raises:
         cache.CacheError: the cache was made from other inputs than the config names.
@@ -95,7 +95,7 @@ def cache_of(run: Run, setting: Setting, base: TeacherCache) -> TeacherCache:
             decoders=0,
             batch_size=32,
             replace=False,
-            device=torch.device("cpu"),
+            device=device,
         )
         extract(run, options)  # what stands is checked, and left alone
         cache = open_cache(path, blocks=True)
@@ -118,7 +118,13 @@ def fixed8_of(base: TeacherCache) -> dict[str, Fixed8]:
 
 
 def plan(
-    run: Run, settings: Sequence[Setting], seeds: int, rows: Mapping[Key, Row], *, smoke: bool
+    run: Run,
+    settings: Sequence[Setting],
+    seeds: int,
+    rows: Mapping[Key, Row],
+    *,
+    smoke: bool,
+    device: torch.device,
 ) -> list[list[Planned]]:
     """The students that have no row yet, seed after seed: the tables fill evenly.
 
@@ -141,7 +147,7 @@ def plan(
             if standing is not None:
                 _check(standing, of_student, None if setting.own_cache else base)
                 continue
-            cache = cache or cache_of(own, setting, base)
+            cache = cache or cache_of(own, setting, base, device)
             part = part or used_part(of_everything(own), cache)
             belongs_to = {
                 "cache_fingerprint": cache.fingerprint,

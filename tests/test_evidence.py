@@ -25,7 +25,7 @@ from pipeline.samples import read_samples
 from pipeline.weights import save_weights
 from stages import side_by_side
 from stages.ablation_results import AblationError
-from stages.feed import Feed, used_part
+from stages.feed import used_part
 from stages.prepare import prepare
 from stages.variants import of_everything
 from test_stages_ablate import in_turn, no_training
@@ -66,33 +66,43 @@ def test_every_setting_is_a_change_of_the_config(module: Callable[[str], ModuleT
         own = module("evidence_plan").changed(run, setting)
         assert (own == run) == (not setting.changes), name
         assert own.distill_views <= run.extract.views.count
-    assert run.extract.views.count == run.distill.train.epochs == 20  # fresh views, in effect
+    assert run.distill.train.epochs == module("evidence_settings").EPOCHS
     with pytest.raises(ValueError, match=r"no group 'sice'; there are main, student, size"):
         module("evidence_settings").chosen(["sice"])
 
 
-def test_online_rows_are_the_cached_ones_but_for_rounding(
+def test_online_rows_are_what_a_cache_of_that_view_holds_but_for_rounding(
     mini: Run, module: Callable[[str], ModuleType]
 ) -> None:
     run, cache = of_everything(mini), open_cache(mini.cache_path)
     part = used_part(run, cache)
-    arguments = (run, cache, part, torch.device("cpu"), 0)
-    batches = [list(feed(*arguments)(1)) for feed in (Feed, module("online_feed").OnlineFeed)]
-    for cached, online in zip(*batches, strict=True):
-        assert cached.names == online.names
-        assert torch.equal(cached.clips, online.clips)
-        pairs = [
-            (getattr(cached.teachers, name), getattr(online.teachers, name))
-            for name in ("vit_pooled", "cnn_pooled", "residual")
-        ]
-        for role in ("vit_logits", "cnn_logits"):
-            by_head = (getattr(batch.teachers, role)["action"] for batch in (cached, online))
-            pairs.append(tuple(by_head))
-        for stored, fresh in pairs:
-            scale = float(fresh.square().mean().sqrt())
-            np.testing.assert_allclose(stored, fresh, rtol=2**-10, atol=2**-10 * scale)
-            assert fresh.dtype == torch.float32
-            assert not fresh.is_inference()
+    epoch = 1  # its number is the view's
+    batches = list(
+        module("online_feed").OnlineFeed(run, cache, part, torch.device("cpu"), 0)(epoch)
+    )
+    ids = cache.samples["sample_id"].to_pylist()
+    assert sorted(name for batch in batches for name in batch.names) == sorted(ids)
+    for batch in batches:
+        rows = [ids.index(name) for name in batch.names]
+        stored = cache.read(rows, [epoch] * len(rows), part.fields)
+        clips = next(name for name in part.fields if name.startswith("clip/"))
+        assert np.array_equal(batch.clips, stored[clips])
+        teachers = batch.teachers
+        assert teachers is not None
+        fresh = {
+            "vit/logits/action": teachers.vit_logits["action"],
+            "cnn/logits/action": teachers.cnn_logits["action"],
+            "vit/pooled": teachers.vit_pooled,
+            "cnn/pooled": teachers.cnn_pooled,
+            "residual": teachers.residual,
+        }
+        assert fresh.keys() == set(part.fields) - {clips}
+        for name, values in fresh.items():
+            assert values is not None
+            scale = float(values.square().mean().sqrt())
+            np.testing.assert_allclose(stored[name], values, rtol=2**-10, atol=2**-10 * scale)
+            assert values.dtype == torch.float32
+            assert not values.is_inference()
 
 
 @pytest.mark.slow
