@@ -196,7 +196,9 @@ def main() -> None:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("list", "run"))
-    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; all by default")
+    parser.add_argument(
+        "groups", nargs="*", help=f"of {', '.join(GROUPS)}, or names of settings; all by default"
+    )
     parser.add_argument("--dataset", default="figures_hard")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", default="cpu")

@@ -83,13 +83,20 @@ SETTINGS = {setting.name: setting for setting in _ALL}
 GROUPS = tuple(dict.fromkeys(setting.group for setting in _ALL))
 
 
-def chosen(groups: list[str]) -> list[Setting]:
-    """The settings of some groups, or all.
+def chosen(names: list[str]) -> list[Setting]:
+    """The settings of some groups, or of some names, in the order given; all where there are none.
 
     Raises:
-        ValueError: there is no such group.
+        ValueError: there is no such group or setting.
     """
-    unknown = sorted(set(groups) - set(GROUPS))
-    if unknown:
-        raise ValueError(f"there is no group {unknown[0]!r}; there are {', '.join(GROUPS)}")
-    return [setting for setting in _ALL if not groups or setting.group in groups]
+    if not names:
+        return list(_ALL)
+    found: dict[str, Setting] = {}
+    for name in names:
+        members = [one for one in _ALL if name in (one.group, one.name)]
+        if not members:
+            raise ValueError(
+                f"there is no group or setting {name!r}; the groups are {', '.join(GROUPS)}"
+            )
+        found |= {one.name: one for one in members}
+    return list(found.values())

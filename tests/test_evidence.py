@@ -67,7 +67,7 @@ def test_every_setting_is_a_change_of_the_config(module: Callable[[str], ModuleT
         assert (own == run) == (not setting.changes), name
         assert own.distill_views <= run.extract.views.count
     assert run.distill.train.epochs == module("evidence_settings").EPOCHS
-    with pytest.raises(ValueError, match=r"no group 'sice'; there are main, student, size"):
+    with pytest.raises(ValueError, match=r"no group or setting 'sice'; the groups are main, s"):
         module("evidence_settings").chosen(["sice"])
 
 
