@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,7 +87,9 @@ def cache_of(run: Run, setting: Setting, base: TeacherCache, device: torch.devic
     """
     cache = base
     if setting.own_cache:
-        path = run.outputs / "evidence" / "caches" / setting.name
+        asked = run.extract.model_dump_json()  # settings that ask for the same share a cache
+        name = hashlib.sha256(asked.encode()).hexdigest()[:12]
+        path = run.outputs / "evidence" / "caches" / name
         options = Options(
             out=path,
             views=run.extract.views.count,
@@ -139,6 +141,8 @@ def plan(
     for setting in settings:
         own = resolved(run, setting, base)
         variant = variants_of(own)[setting.variant]
+        if "distill.weighting" in setting.changes:  # which a variant has of its own
+            variant = replace(variant, weighting=own.distill.weighting)
         runs = [variant.of(own, own.distill.seed + number) for number in range(seeds)]
         if smoke:
             runs = [smaller(one) for one in runs]

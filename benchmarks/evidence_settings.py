@@ -65,6 +65,9 @@ _ALL = [
     *_of("student", FOUR, 2.5, distill__student="pytorchvideo/x3d_tiny"),
     *_of("size", FOUR, 1.0, distill__fraction=0.5, distill__train__epochs=2 * EPOCHS),
     *_knob("views", ("labels", "all"), "distill.views", {"1": 1, "2": 2, "8": 8, "20": 20}),
+    *_of(  # a view for each epoch, in a cache of its own
+        "fresh", ("labels", "all"), distill__views=EPOCHS, extract__views__count=EPOCHS
+    ),
     *_knob("dim", ("datw_sdd",), "extract.projection.dim", {"8": 8, "64": 64}),
     *_knob(
         "grid", ("datw_sdd",), "extract.projection.grid", {"1x1x1": [1, 1, 1], "4x1x1": [4, 1, 1]}
@@ -77,6 +80,7 @@ _ALL = [
     *_knob("weight", ("datw",), "distill.weights.kd", {"kd0.3": 0.3, "kd3": 3.0}),
     *_knob("weight", ("datw_sdd",), "distill.weights.sdd", {"sdd0.1": 0.1, "sdd2": 2.0}),
     *_knob("weight", ("datw_rkd",), "distill.weights.rkd", {"rkd0.003": 0.003, "rkd0.3": 0.3}),
+    *_knob("weighting", ("datw", "all"), "distill.weighting", {"centred": "datw_centred"}),
     Setting("online", "online-all", "all", online=True, cost=3.0),
 ]
 SETTINGS = {setting.name: setting for setting in _ALL}

@@ -100,6 +100,9 @@ def main() -> None:
         f"`datw`, the student {options.student}": teacher_weights(
             student_logits=student, vit_logits=vit, cnn_logits=cnn
         ),
+        "the same student, `datw_centred`": teacher_weights(
+            student_logits=student, vit_logits=vit, cnn_logits=cnn, centred=True
+        ),
         "whoever is right leads": best / best.sum(dim=1, keepdim=True),
     }
     both, neither = (right[0] & right[1]).float(), (~right[0] & ~right[1]).float()
@@ -107,6 +110,12 @@ def main() -> None:
         f"{len(labels)} training views; both teachers are right on {both.mean():.1%}, neither on "
         f"{neither.mean():.1%}, one of them on {1 - both.mean() - neither.mean():.1%}; the "
         f"student on {(student.argmax(dim=1) == labels).float().mean():.1%}.\n"
+    )
+    means = [
+        f"{name} {of.mean():.2f}" for name, of in (("ViT", vit), ("CNN", cnn), ("student", student))
+    ]
+    print(
+        f"Mean logit: {', '.join(means)}; an answer is the same without it, DATW's cosine is not.\n"
     )
     head = ["weighting", "right", "right where one is", "p(label)", "ω of the ViT", "ViT leads"]
     print_table(head, [line(name, of, vit, cnn, labels) for name, of in ways.items()])

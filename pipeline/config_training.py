@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline.config_section import Above0, NonNegative, Positive, Section, Share
 
-Weighting = Literal["datw", "uniform", "entropy", "vit", "cnn"]
+Weighting = Literal["datw", "datw_centred", "uniform", "entropy", "vit", "cnn"]
 """How the logits of the two teachers become one target; docs/method.md has the formulas."""
 
 

@@ -60,17 +60,24 @@ def discrepancy(*, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_weights(*, student_logits: Tensor, vit_logits: Tensor, cnn_logits: Tensor) -> Tensor:
+def teacher_weights(
+    *, student_logits: Tensor, vit_logits: Tensor, cnn_logits: Tensor, centred: bool = False
+) -> Tensor:
     """Discrepancy-aware teacher weights ω (DATW): who is confident where the student disagrees.
 
     Per sample and teacher t: efficacy e_t = c_t · d_t from `confidence` and `discrepancy`;
     ω_t = (e_t + ε) / Σ (e + ε), with ε = `EFFICACY_FLOOR`. Two equal teachers get ½ each, and so
     do two teachers with nothing to teach. The weights carry no gradient.
 
+    The cosine of raw logits, as in the paper, changes where a constant is added to all logits of
+    an answer, though the answer's softmax does not: a network whose logits have another mean than
+    the student's counts as disagreeing with it. `centred` takes each row's mean off first.
+
     Args:
         student_logits: (B, K).
         vit_logits: (B, K).
         cnn_logits: (B, K).
+        centred: whether d is that of the logits less their means.
 
     Returns:
         (B, 2) in the order ViT, CNN; rows sum to 1; float32 (float64 for float64 logits).
@@ -79,6 +86,11 @@ def teacher_weights(*, student_logits: Tensor, vit_logits: Tensor, cnn_logits: T
         ValueError: The shapes differ, or are not (B, K) with K of at least 2.
     """
     check_logits(student_logits=student_logits, vit_logits=vit_logits, cnn_logits=cnn_logits)
+    if centred:
+        student_logits, vit_logits, cnn_logits = (
+            full(logits) - full(logits).mean(dim=1, keepdim=True)
+            for logits in (student_logits, vit_logits, cnn_logits)
+        )
     efficacies = [
         confidence(logits=teacher_logits)
         * discrepancy(student_logits=student_logits, teacher_logits=teacher_logits)

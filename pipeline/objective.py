@@ -225,8 +225,9 @@ def _target(
     if vit is None or cnn is None:
         return _given(cnn if vit is None else vit, f"logits/{head}"), None
     pair = {"vit_logits": vit, "cnn_logits": cnn}
-    if method.weighting == "datw":
-        weights = teacher_weights(student_logits=student_logits, **pair)
+    if method.weighting in ("datw", "datw_centred"):
+        centred = method.weighting == "datw_centred"
+        weights = teacher_weights(student_logits=student_logits, **pair, centred=centred)
     elif method.weighting == "entropy":
         weights = entropy_weights(**pair)
     else:

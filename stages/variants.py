@@ -38,6 +38,7 @@ FROM_OUTSIDE = NAMES[NAMES.index("dkd") :]
 
 _SHOWN_WEIGHTING = {
     "datw": "DATW",
+    "datw_centred": "DATW, centred",
     "uniform": "uniform",
     "entropy": "entropy",
     "vit": "ViT",

@@ -65,7 +65,7 @@ def test_every_setting_is_a_change_of_the_config(module: Callable[[str], ModuleT
     for name, setting in settings.items():
         own = module("evidence_plan").changed(run, setting)
         assert (own == run) == (not setting.changes), name
-        assert own.distill_views <= run.extract.views.count
+        assert own.distill_views <= own.extract.views.count
     assert run.distill.train.epochs == module("evidence_settings").EPOCHS
     with pytest.raises(ValueError, match=r"no group or setting 'sice'; the groups are main, s"):
         module("evidence_settings").chosen(["sice"])

@@ -86,6 +86,20 @@ def test_teacher_weights_against_numpy() -> None:
     torch.testing.assert_close(got.sum(dim=1), torch.ones(16))
 
 
+def test_centred_teacher_weights_do_not_see_a_constant_that_no_answer_shows() -> None:
+    student, vit, cnn = (random_tensor(16, 11, seed=s) * 3 for s in range(3))
+    shift = 5 * random_tensor(16, 1, seed=3)
+    logits = {"student_logits": student, "vit_logits": vit, "cnn_logits": cnn}
+    raw, moved = (teacher_weights(**logits | {"cnn_logits": of}) for of in (cnn, cnn + shift))
+    assert (raw - moved).abs().max() > 0.1
+    centred = [
+        teacher_weights(**logits | {"cnn_logits": of}, centred=True) for of in (cnn, cnn + shift)
+    ]
+    torch.testing.assert_close(*centred)
+    by_hand = {name: of - of.mean(dim=1, keepdim=True) for name, of in logits.items()}
+    torch.testing.assert_close(centred[0], teacher_weights(**by_hand))
+
+
 def test_equal_teachers_and_nothing_to_teach_get_half_each() -> None:
     student, teacher = random_tensor(8, 5), random_tensor(8, 5, seed=1)
     half = torch.full((8, 2), 0.5)

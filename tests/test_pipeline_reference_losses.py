@@ -131,7 +131,7 @@ def terms_of(weights: dict[str, float], **method: Any) -> tuple[dict[str, Tensor
     return terms, (answer, led, learner), batch
 
 
-@pytest.mark.parametrize("weighting", ["datw", "uniform", "entropy", "vit", "cnn"])
+@pytest.mark.parametrize("weighting", ["datw", "datw_centred", "uniform", "entropy", "vit", "cnn"])
 def test_each_weighting_has_its_target(weighting: Any) -> None:
     terms, (answer, led, _), batch = terms_of({"kd": 1.0}, weighting=weighting, temperature=2.0)
     losses = []
@@ -141,8 +141,12 @@ def test_each_weighting_has_its_target(weighting: Any) -> None:
         vit, cnn = batch.teachers.vit_logits[head], batch.teachers.cnn_logits[head]
         assert vit is not None
         assert cnn is not None
+        raw = {"student_logits": student, "vit_logits": vit, "cnn_logits": cnn}
         weights = {
-            "datw": teacher_weights(student_logits=student, vit_logits=vit, cnn_logits=cnn),
+            "datw": teacher_weights(**raw),
+            "datw_centred": teacher_weights(
+                **{name: logits - logits.mean(dim=1, keepdim=True) for name, logits in raw.items()}
+            ),
             "entropy": entropy_weights(vit_logits=vit, cnn_logits=cnn),
             "uniform": torch.tensor([[0.5, 0.5]]),
             "vit": torch.tensor([[1.0, 0.0]]),
