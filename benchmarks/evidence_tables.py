@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence import read_rows
+from evidence_settings import SETTINGS
 from making import print_table
 from stages.ablation_table import CHART_STYLE
 from stages.charts import Spread, dot_chart
@@ -121,12 +122,29 @@ def shown(one: Estimate | None, *, difference: bool = False) -> str:
     return f"{mean} ± {50 * (one.interval[1] - one.interval[0]):.1f}"
 
 
+def members(rows: Sequence[Row], group: str) -> dict[str, Row]:
+    """The settings of a group that have rows, in their own order, with one of these."""
+    known = {row["setting"]: row for row in rows if row["group"] == group}
+    return {name: known[name] for name in SETTINGS if name in known}
+
+
+def print_cost(rows: Sequence[Row]) -> None:
+    """What each variant's training takes, of one device's rows."""
+    minutes = by_setting(rows, "minutes")
+    means = {name: estimate(list(of_seeds.values())).mean for name, of_seeds in minutes.items()}
+    lines = [
+        [f"`{row['variant']}`", f"{means[name]:.2f}", f"{means[name] / means['main-labels']:.2f}"]
+        for name, row in members(rows, "main").items()
+    ]
+    print("\n## Cost\n")
+    print_table(["variant", "minutes", "× labels"], lines)
+
+
 def print_group(rows: Sequence[Row], group: str) -> None:
     """Every setting of a group, with its gain over the group's reference."""
     test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
-    minutes = by_setting(rows, "minutes")
     lines = []
-    for setting, row in {row["setting"]: row for row in rows if row["group"] == group}.items():
+    for setting, row in members(rows, group).items():
         reference = reference_of(row)
         over = None if setting == reference else gain(test, setting, reference)
         of_val = estimate(list(val[setting].values())) if setting in val else None
@@ -137,11 +155,10 @@ def print_group(rows: Sequence[Row], group: str) -> None:
                 shown(estimate(list(test[setting].values()))),
                 f"{shown(over, difference=True)} over `{reference}`" if over else "–",
                 shown(of_val),
-                f"{estimate(list(minutes[setting].values())).mean:.1f}",
             ]
         )
     print(f"\n## {group}\n")
-    head = ["setting", "seeds", "test top-1, %", "gain", "val top-1, %", "min"]
+    head = ["setting", "seeds", "test top-1, %", "gain", "val top-1, %"]
     print_table(head, lines)
 
 
@@ -163,26 +180,31 @@ def print_views(rows: Sequence[Row]) -> None:
 
 def print_claims(test: Figures) -> None:
     """Claim by claim."""
-    lines = []
+    lines, waiting = [], []
     for claim in CLAIMS:
         difference = gain(test, claim.setting, claim.against)
-        seeds = len(difference.values) if difference else 0
+        if difference is None:
+            waiting.append(claim.words)
+            continue
+        seeds = len(difference.values)
         lines.append([claim.words, seeds, shown(difference, difference=True), verdict(difference)])
     print("\n## Claims\n")
     print_table(["claim", "seeds", "points of test top-1", "verdict"], lines)
+    if waiting:
+        print(f"\nWithout rows so far: {'; '.join(waiting)}.")
 
 
 def chart(rows: Sequence[Row], group: str) -> str:
     """A row of dots for each setting of a group."""
     test = by_setting(rows, "test_top1")
     spreads = []
-    for row in {row["setting"]: row for row in rows if row["group"] == group}.values():
+    for row in members(rows, group).values():
         values = test[row["setting"]]
         found = estimate(list(values.values()))
         kind = "labels" if row["variant"] == "labels" else "method"
         dots = [(f"{row['setting']}, seed {seed}", value) for seed, value in values.items()]
         spreads.append(Spread(row["setting"], kind, dots, found.mean, found.interval))
-    mark = test.get(reference_of(next(row for row in rows if row["group"] == group)))
+    mark = test.get(reference_of(next(iter(members(rows, group).values()))))
     drawn = dot_chart(
         f"Top-1 on the test split: {group}",
         spreads,
@@ -205,6 +227,9 @@ def main() -> None:
     teachers = options.results / f"{options.dataset}_teachers.csv"
     print_claims(with_teachers(by_setting(rows, "test_top1"), teachers))
     print_views(rows)
+    cost = options.results / f"{options.dataset}_short.csv"
+    if cost.is_file():
+        print_cost(read_rows(cost))
     for group in groups:
         print_group(rows, group)
         write_text(options.results / f"{options.dataset}-{group}.svg", chart(rows, group))
