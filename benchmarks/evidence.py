@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.csv
 import torch
 
+from cache import TeacherCache
 from evidence_plan import Key, Planned, config_sha256, plan
 from evidence_settings import GROUPS, Setting, chosen
 from making import print_table
@@ -45,9 +47,21 @@ from stages.student_training import Job
 
 COLUMNS = (
     *("group", "setting", "variant", "seed", "val_top1", "test_top1", "test_top5", "minutes"),
-    *("changes", "online", "loss", "cache", "config_sha256", "commit", "device", "command"),
+    *(
+        "left_start",
+        "changes",
+        "online",
+        "loss",
+        "cache",
+        "config_sha256",
+        "commit",
+        "device",
+        "command",
+    ),
 )
-"""Of the CSV. Accuracies are shares of 1, `minutes` those of the training, beside others."""
+"""Of the CSV. Accuracies are shares of 1, `minutes` those of the training, beside others;
+`left_start` is the first epoch, from 1, whose mean cross-entropy is below `LEFT` of a guesser's."""
+LEFT = 0.85
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,18 @@ def splits_of(run: Run, table: Samples) -> list[str]:
     return [name for name in ("val", run.evaluate.split) if name in table.splits()]
 
 
+def classes_of(cache: TeacherCache) -> int:
+    """Of the one head."""
+    return next(iter(samples_from_table(cache.samples, cache.place).heads.values()))
+
+
+def left_start(metrics: Path, classes: int) -> int | None:
+    """The epoch in which a training left its start, from its log; None where it never did."""
+    records = [json.loads(text) for text in metrics.read_text().splitlines()]
+    limit = LEFT * math.log(classes)
+    return next((record["epoch"] + 1 for record in records if record["ce"] < limit), None)
+
+
 def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
     """Of the CSV."""
     result = one.student.result
@@ -147,6 +173,7 @@ def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
         "test_top1": scores[f"{test}_top1"],
         "test_top5": scores[f"{test}_top5"],
         "minutes": round(result["minutes"], 2),
+        "left_start": left_start(one.student.folder / "metrics.jsonl", classes_of(one.cache)),
         "changes": json.dumps(dict(one.setting.changes)),
         "online": one.setting.online,
         "loss": one.student.variant.loss,
@@ -178,7 +205,8 @@ def add_rows(run: Run, path: Path, planned: Sequence[Planned], commit: str, devi
     ordered = sorted(
         rows.values(), key=lambda row: (names[row["group"]], row["setting"], row["seed"])
     )
-    write_csv(path, pa.Table.from_pylist(ordered).select(list(COLUMNS)))
+    complete = [{name: row.get(name) for name in COLUMNS} for row in ordered]
+    write_csv(path, pa.Table.from_pylist(complete))
 
 
 def commit_of(folder: Path) -> str:

@@ -77,8 +77,9 @@ def by_setting(rows: Sequence[Row], figure: str) -> Figures:
     """One figure of the CSV: setting → seed → value."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
-        if row[figure] is not None:
-            found.setdefault(row["setting"], {})[row["seed"]] = row[figure]
+        value = row.get(figure)  # rows of before have fewer
+        if value is not None:
+            found.setdefault(row["setting"], {})[row["seed"]] = value
     return found
 
 
@@ -143,6 +144,7 @@ def print_cost(rows: Sequence[Row]) -> None:
 def print_group(rows: Sequence[Row], group: str) -> None:
     """Every setting of a group, with its gain over the group's reference."""
     test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
+    start = by_setting(rows, "left_start")
     lines = []
     for setting, row in members(rows, group).items():
         reference = reference_of(row)
@@ -155,10 +157,11 @@ def print_group(rows: Sequence[Row], group: str) -> None:
                 shown(estimate(list(test[setting].values()))),
                 f"{shown(over, difference=True)} over `{reference}`" if over else "–",
                 shown(of_val),
+                f"{estimate(list(start[setting].values())).mean:.0f}" if setting in start else "–",
             ]
         )
     print(f"\n## {group}\n")
-    head = ["setting", "seeds", "test top-1, %", "gain", "val top-1, %"]
+    head = ["setting", "seeds", "test top-1, %", "gain", "val top-1, %", "left start in epoch"]
     print_table(head, lines)
 
 

@@ -118,6 +118,7 @@ def test_a_row_for_each_setting_and_seed_and_nothing_twice(
     ]
     assert all(0 <= row["test_top1"] <= row["test_top5"] <= 1 for row in rows)
     assert all(row["minutes"] >= 0 and row["val_top1"] is None for row in rows)
+    assert all(row["left_start"] is None or row["left_start"] >= 1 for row in rows)
     assert len({row["config_sha256"] for row in rows}) == len(rows)
     assert len({row["cache"] for row in rows}) == 2
     before = Path("rows.csv").read_bytes()
@@ -135,6 +136,16 @@ def test_a_row_for_each_setting_and_seed_and_nothing_twice(
     Path("rows.csv").unlink()
     with pytest.raises(AblationError, match=r"distill\.weights\.sdd: was 0\.1, is 0\.2"):
         evidence(*arguments)
+
+
+def test_when_a_training_left_its_start(
+    tmp_path: Path, module: Callable[[str], ModuleType]
+) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(f'{{"epoch": {n}, "ce": {ce}}}\n' for n, ce in enumerate((3.9, 3.3, 2))))
+    assert module("evidence").left_start(log, 48) == 3  # 0.85 log 48 = 3.29
+    assert module("evidence").left_start(log, 49) == 2  # 0.85 log 49 = 3.31
+    assert module("evidence").left_start(log, 4) is None
 
 
 def test_the_plan_is_counted(evidence: Callable[..., str]) -> None:
@@ -275,7 +286,9 @@ def test_tables_come_from_the_rows(
     printed = capsys.readouterr().out
     assert "| DATW over uniform: datw − uniform | 2 | +3.0 ± 12.7 | not confirmed |" in printed
     assert "| two teachers help: uniform − labels | 1 | +10.0 | too few seeds |" in printed
-    assert "| `main-datw` | 2 | 58.0 ± 76.2 | +12.0 over `main-labels` | 70.0 ± 0.0 |" in printed
+    assert (
+        "| `main-datw` | 2 | 58.0 ± 76.2 | +12.0 over `main-labels` | 70.0 ± 0.0 | – |" in printed
+    )
     assert "Without rows so far: the method helps: all − labels, the larger student; " in printed
     assert (
         "| the student is above the ViT teacher: all − ViT | 2 | +10.0 ± 0.0 | confirmed" in printed
