@@ -236,7 +236,7 @@ def main() -> None:
         "--together", type=int, default=1, help="seeds trained before any is scored"
     )
     parser.add_argument("--commit", help="of a copy of the repository that git does not know")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of a run on one core, for list")
+    parser.add_argument("--minutes", type=float, default=6.5, help="of a run on one core, for list")
     parser.add_argument("--smoke", action="store_true", help="one epoch each, rows beside them")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()

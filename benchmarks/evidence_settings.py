@@ -64,7 +64,9 @@ _ALL = [
     *_of("main", NAMES),
     *_of("student", FOUR, 2.5, distill__student="pytorchvideo/x3d_tiny"),
     *_of("size", FOUR, 1.0, distill__fraction=0.5, distill__train__epochs=2 * EPOCHS),
-    *_knob("views", ("labels", "all"), "distill.views", {"1": 1, "2": 2, "8": 8, "20": 20}),
+    *_knob("views", ("all",), "distill.views", {"1": 1, "2": 2, "8": 8, "20": 20}),
+    *_knob("views", ("labels",), "distill.views", {"1": 1, "20": 20}),
+    *_of("longer", ("labels", "datw_sdd", "all"), 2.0, distill__train__epochs=2 * EPOCHS),
     *_of(  # a view for each epoch, in a cache of its own
         "fresh", ("labels", "all"), distill__views=EPOCHS, extract__views__count=EPOCHS
     ),
@@ -80,7 +82,8 @@ _ALL = [
     *_knob("weight", ("datw",), "distill.weights.kd", {"kd0.3": 0.3, "kd3": 3.0}),
     *_knob("weight", ("datw_sdd",), "distill.weights.sdd", {"sdd0.1": 0.1, "sdd2": 2.0}),
     *_knob("weight", ("datw_rkd",), "distill.weights.rkd", {"rkd0.003": 0.003, "rkd0.3": 0.3}),
-    *_knob("weighting", ("datw", "all"), "distill.weighting", {"centred": "datw_centred"}),
+    *_knob("weighting", ("datw",), "distill.weighting", {"centred": "datw_centred"}),
+    *_knob("weighting", ("datw_sdd",), "distill.weighting", {"uniform": "uniform"}),
     Setting("online", "online-all", "all", online=True, cost=3.0),
 ]
 SETTINGS = {setting.name: setting for setting in _ALL}

@@ -49,11 +49,16 @@ CLAIMS = (
             ("SDD and RKD add: all − datw", "all", "datw"),
         )
     ),
+    Claim("the method helps with twice the epochs: all − labels", "longer-all", "longer-labels"),
+    Claim("SDD with twice the epochs: datw_sdd − labels", "longer-datw_sdd", "longer-labels"),
     Claim("SDD adds: datw_sdd − datw", "main-datw_sdd", "main-datw"),
     Claim("SDD adds beside RKD: all − datw_rkd", "main-all", "main-datw_rkd"),
     Claim("RKD adds: datw_rkd − datw", "main-datw_rkd", "main-datw"),
     Claim("RKD adds beside SDD: all − datw_sdd", "main-all", "main-datw_sdd"),
     Claim("the CNN, like the student, helps most: kd_cnn − kd_vit", "main-kd_cnn", "main-kd_vit"),
+    Claim(
+        "SDD without DATW: SDD with uniform − uniform", "weighting-uniform-datw_sdd", "main-uniform"
+    ),
     Claim("a fixed φ is better: datw_sdd − learned_sdd", "main-datw_sdd", "main-learned_sdd"),
     Claim("the student is above the ViT teacher: all − ViT", "main-all", "vit"),
     Claim("the student is above the CNN teacher: all − CNN", "main-all", "cnn"),
@@ -67,7 +72,7 @@ CLAIMS = (
     Claim("centred DATW over uniform", "weighting-centred-datw", "main-uniform"),
     Claim("8-bit fields cost nothing: fixed8 − float16", "fields-fixed8-all", "main-all"),
 )
-LABELS = ("main", "student", "size")
+LABELS = ("main", "student", "size", "longer")
 """Groups that are held against labels only; the others against the same variant of `main`."""
 VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20", 60: "fresh"}
 TEACHERS = ("vit", "cnn")
