@@ -175,11 +175,14 @@ def print_views(rows: Sequence[Row]) -> None:
     test = by_setting(rows, "test_top1")
     lines = []
     for views, prefix in VIEWS.items():
-        variants = [f"{prefix}-{variant}" for variant in ("labels", "all")]
-        if not all(name in test for name in variants):
+        labels, method = f"{prefix}-labels", f"{prefix}-all"
+        if method not in test:
             continue
-        means = [shown(estimate(list(test[name].values()))) for name in variants]
-        over = (gain(test, variants[1], against) for against in (variants[0], "fresh-all"))
+        means = [
+            shown(estimate(list(test[name].values())) if name in test else None)
+            for name in (labels, method)
+        ]
+        over = (gain(test, method, against) for against in (labels, "fresh-all"))
         lines.append([views, *means, *(shown(one, difference=True) for one in over)])
     print("\n## Views\n")
     head = ["views", "`labels`, %", "`all`, %", "gain", "`all` − fresh views"]
