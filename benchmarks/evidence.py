@@ -4,6 +4,7 @@
     python benchmarks/evidence.py run main --seeds 5            # or other groups; without: all
     python benchmarks/evidence.py run --smoke                   # one epoch each, to try it
     python benchmarks/evidence.py run main --device cuda --at-once 15 --decoders 15 --together 5
+    python benchmarks/evidence.py score                         # trains none: rows of what is
 
 What was interrupted goes on from its checkpoint; what has a row is not done again, on another
 machine either. Students lie in outputs/<dataset>/evidence, rows in docs/results/<dataset>.csv.
@@ -223,7 +224,7 @@ def commit_of(folder: Path) -> str:
 def main() -> None:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("list", "run"))
+    parser.add_argument("what", choices=("list", "run", "score"))
     parser.add_argument(
         "groups", nargs="*", help=f"of {', '.join(GROUPS)}, or names of settings; all by default"
     )
@@ -255,7 +256,8 @@ def main() -> None:
     seeds = plan(run, settings, options.seeds, by_key(csv), smoke=options.smoke, device=device)
     for first in range(0, len(seeds), options.together):  # rows stand before the next ones train
         planned = list(chain.from_iterable(seeds[first : first + options.together]))
-        train(planned, machine)
+        if options.what == "run":
+            train(planned, machine)
         score_all(run, planned, machine)
         add_rows(run, csv, planned, commit, machine.name)
 

@@ -129,6 +129,11 @@ def test_a_row_for_each_setting_and_seed_and_nothing_twice(
     assert Path("rows.csv").read_bytes() == before
     assert not kept.exists()
     elsewhere.rename(kept)
+    Path("rows.csv").rename("before.csv")
+    evidence("score", *arguments[1:])  # all are trained: their rows are made again
+    again = pyarrow.csv.read_csv("rows.csv").to_pylist()
+    for name in ("setting", "seed", "test_top1", "minutes", "config_sha256"):
+        assert [row[name] for row in again] == [row[name] for row in rows]
     config = Path("configs/mini.yaml")
     config.write_text(config.read_text().replace("sdd: 0.1", "sdd: 0.2"))
     with pytest.raises(ValueError, match=r"fields-fixed8-all, seed 0, by another config: take"):
