@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evidence import read_rows
 from evidence_settings import SETTINGS
 from making import print_table
@@ -146,6 +148,25 @@ def print_cost(rows: Sequence[Row]) -> None:
     print_table(["variant", "minutes", "× labels"], lines)
 
 
+def print_start(rows: Sequence[Row]) -> None:
+    """How much of the accuracy goes with when a training left its start, within the variants."""
+    pairs = []
+    test, start = by_setting(rows, "test_top1"), by_setting(rows, "left_start")
+    for name in members(rows, "main"):
+        seeds = sorted(test[name].keys() & start.get(name, {}).keys())
+        if len(seeds) > 1:
+            of_setting = np.array([[start[name][seed], test[name][seed]] for seed in seeds])
+            pairs.append(of_setting - of_setting.mean(axis=0))
+    if pairs:
+        epochs, accuracy = np.concatenate(pairs).T
+        slope = (epochs @ accuracy) / max(float(epochs @ epochs), 1e-9)
+        together = np.corrcoef(epochs, accuracy)[0, 1]
+        print(
+            f"\nWithin the variants of main an epoch later away from the start goes with "
+            f"{points(slope)} points (correlation {together:.2f}, {len(epochs)} students)."
+        )
+
+
 def print_group(rows: Sequence[Row], group: str) -> None:
     """Every setting of a group, with its gain over the group's reference."""
     test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
@@ -241,6 +262,7 @@ def main() -> None:
     cost = options.results / f"{options.dataset}_short.csv"
     if cost.is_file():
         print_cost(read_rows(cost))
+    print_start(rows)
     for group in groups:
         print_group(rows, group)
         write_text(options.results / f"{options.dataset}-{group}.svg", chart(rows, group))
