@@ -82,7 +82,7 @@ _ALL = [
     *_knob("weight", ("datw",), "distill.weights.kd", {"kd0.3": 0.3, "kd3": 3.0}),
     *_knob("weight", ("datw_sdd",), "distill.weights.sdd", {"sdd0.1": 0.1, "sdd2": 2.0}),
     *_knob("weight", ("datw_rkd",), "distill.weights.rkd", {"rkd0.003": 0.003, "rkd0.3": 0.3}),
-    *_knob("weighting", ("datw",), "distill.weighting", {"centred": "datw_centred"}),
+    *_knob("weighting", ("datw", "datw_sdd"), "distill.weighting", {"centred": "datw_centred"}),
     *_knob("weighting", ("datw_sdd",), "distill.weighting", {"uniform": "uniform"}),
     Setting("online", "online-all", "all", online=True, cost=3.0),
 ]

@@ -71,6 +71,10 @@ CLAIMS = (
         "nor does storing: fresh views from a cache − teachers online", "fresh-all", "online-all"
     ),
     Claim("centring mends DATW: datw_centred − datw", "weighting-centred-datw", "main-datw"),
+    Claim("it mends it beside SDD too", "weighting-centred-datw_sdd", "main-datw_sdd"),
+    Claim("centred DATW and SDD: − uniform", "weighting-centred-datw_sdd", "main-uniform"),
+    Claim("centred DATW and SDD: − labels", "weighting-centred-datw_sdd", "main-labels"),
+    Claim("SDD beside centred DATW", "weighting-centred-datw_sdd", "weighting-centred-datw"),
     Claim("centred DATW over uniform", "weighting-centred-datw", "main-uniform"),
     Claim("8-bit fields cost nothing: fixed8 − float16", "fields-fixed8-all", "main-all"),
 )
