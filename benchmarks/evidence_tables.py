@@ -20,7 +20,7 @@ from stages.ablation_table import CHART_STYLE
 from stages.charts import Spread, dot_chart
 from stages.files import write_text
 from stages.intervals import Estimate, estimate
-from stages.wording import percent, points
+from stages.wording import points
 
 Row = Mapping[str, Any]
 Figures = Mapping[str, Mapping[int, float]]
@@ -230,23 +230,27 @@ def print_claims(test: Figures) -> None:
         print(f"\nWithout rows so far: {'; '.join(waiting)}.")
 
 
-def chart(rows: Sequence[Row], group: str) -> str:
-    """A row of dots for each setting of a group."""
+def chart(rows: Sequence[Row], group: str) -> str | None:
+    """A row of dots for the gains of each setting of a group; None where nothing is paired."""
     test = by_setting(rows, "test_top1")
     spreads = []
-    for row in members(rows, group).values():
-        values = test[row["setting"]]
-        found = estimate(list(values.values()))
-        kind = "labels" if row["variant"] == "labels" else "method"
-        dots = [(f"{row['setting']}, seed {seed}", value) for seed, value in values.items()]
-        spreads.append(Spread(row["setting"], kind, dots, found.mean, found.interval))
-    mark = test.get(reference_of(next(iter(members(rows, group).values()))))
+    for name, row in members(rows, group).items():
+        reference = reference_of(row)
+        seeds = sorted(test[name].keys() & test.get(reference, {}).keys())
+        if name == reference or not seeds:
+            continue
+        gains = {seed: test[name][seed] - test[reference][seed] for seed in seeds}
+        found = estimate(list(gains.values()))
+        dots = [(f"{name}, seed {seed}", value) for seed, value in gains.items()]
+        spreads.append(Spread(f"{name} − {reference}", "method", dots, found.mean, found.interval))
+    if not spreads:
+        return None
     drawn = dot_chart(
-        f"Top-1 on the test split: {group}",
+        f"Gains in top-1 on the test split: {group}",
         spreads,
-        x_name="top-1 on the test split. Dot: a seed; diamond: the mean; bar: its 95 % interval",
-        mark=estimate(list(mark.values())).mean if mark else None,
-        show=lambda share: percent(share, 0),
+        x_name="points of top-1 on the test split. Dot: a seed; diamond: the mean; bar: 95 %",
+        mark=0.0,
+        show=points,
         style=CHART_STYLE,
     )
     return f"{drawn}\n"
@@ -269,7 +273,8 @@ def main() -> None:
     print_start(rows)
     for group in groups:
         print_group(rows, group)
-        write_text(options.results / f"{options.dataset}-{group}.svg", chart(rows, group))
+        if (drawn := chart(rows, group)) is not None:
+            write_text(options.results / f"{options.dataset}-{group}.svg", drawn)
 
 
 if __name__ == "__main__":
