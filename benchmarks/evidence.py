@@ -36,6 +36,7 @@ from making import print_table
 from online_feed import OnlineFeed
 from pipeline.config import Run
 from pipeline.config_file import load_config
+from pipeline.devices import find_device
 from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, samples_from_table
 from stages.ablation_results import check_unchanged
@@ -48,17 +49,8 @@ from stages.student_training import Job
 
 COLUMNS = (
     *("group", "setting", "variant", "seed", "val_top1", "test_top1", "test_top5", "minutes"),
-    *(
-        "left_start",
-        "changes",
-        "online",
-        "loss",
-        "cache",
-        "config_sha256",
-        "commit",
-        "device",
-        "command",
-    ),
+    *("left_start", "changes", "online", "loss", "cache", "config_sha256", "commit", "device"),
+    "command",
 )
 """Of the CSV. Accuracies are shares of 1, `minutes` those of the training, beside others;
 `left_start` is the first epoch, from 1, whose mean cross-entropy is below `LEFT` of a guesser's."""
@@ -84,7 +76,7 @@ class Machine:
         """Of the processor or the chip, for the rows."""
         if self.device == "cpu":
             return "one core of a CPU"
-        return torch.cuda.get_device_name(self.device)
+        return f"{torch.cuda.get_device_name(self.device)}, beside {self.at_once - 1} others"
 
 
 def train(planned: Sequence[Planned], machine: Machine) -> None:
@@ -221,6 +213,14 @@ def commit_of(folder: Path) -> str:
     return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
 
 
+def counted(text: str) -> int:
+    """An option that counts something, from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
 def main() -> None:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -229,12 +229,12 @@ def main() -> None:
         "groups", nargs="*", help=f"of {', '.join(GROUPS)}, or names of settings; all by default"
     )
     parser.add_argument("--dataset", default="figures_hard")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--at-once", type=int, default=2, help="trainings side by side")
+    parser.add_argument("--seeds", type=counted, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …; auto takes a GPU")
+    parser.add_argument("--at-once", type=counted, default=2, help="trainings side by side")
     parser.add_argument("--decoders", type=int, default=0, help="processes that decode, for scores")
     parser.add_argument(
-        "--together", type=int, default=1, help="seeds trained before any is scored"
+        "--together", type=counted, default=1, help="seeds trained before any is scored"
     )
     parser.add_argument("--commit", help="of a copy of the repository that git does not know")
     parser.add_argument("--minutes", type=float, default=6.5, help="of a run on one core, for list")
@@ -247,12 +247,17 @@ def main() -> None:
         return
     run = load_config(Path("configs") / f"{options.dataset}.yaml")
     csv = options.csv or Path("docs/results") / f"{options.dataset}.csv"
+    folder = run.outputs / ("evidence-smoke" if options.smoke else "evidence")
     if options.smoke:
-        csv = run.outputs / "evidence-smoke" / "rows.csv"
+        csv = folder / "rows.csv"
+    if options.what == "score":  # nor is a cache made for what nobody trained
+        settings = [one for one in settings if (folder / one.name).is_dir()]
+        if not settings:
+            raise SystemExit(f"{folder} has no student of these settings: `run` trains them")
     console.print(f"{shlex.join(sys.argv)} -> {csv}")
     commit = options.commit or commit_of(Path(__file__).parent)  # of what trains from here on
-    machine = Machine(options.device, options.at_once, options.decoders)
-    device = torch.device(machine.device)
+    device = find_device(options.device)
+    machine = Machine(str(device), options.at_once, options.decoders)
     seeds = plan(run, settings, options.seeds, by_key(csv), smoke=options.smoke, device=device)
     for first in range(0, len(seeds), options.together):  # rows stand before the next ones train
         planned = list(chain.from_iterable(seeds[first : first + options.together]))

@@ -26,6 +26,9 @@ Row = Mapping[str, Any]
 Figures = Mapping[str, Mapping[int, float]]
 """Of a setting, by seed."""
 
+AGAIN = "again-"
+"""Before the name of a setting that was trained again on another device."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -53,6 +56,10 @@ CLAIMS = (
     ),
     Claim("the method helps with twice the epochs: all − labels", "longer-all", "longer-labels"),
     Claim("SDD with twice the epochs: datw_sdd − labels", "longer-datw_sdd", "longer-labels"),
+    Claim("the method beats plain KD: all − uniform", "main-all", "main-uniform"),
+    Claim("the method beats one teacher: all − kd_cnn", "main-all", "main-kd_cnn"),
+    Claim("DATW and SDD beat plain KD: datw_sdd − uniform", "main-datw_sdd", "main-uniform"),
+    Claim("a second teacher helps: uniform − kd_cnn", "main-uniform", "main-kd_cnn"),
     Claim("SDD adds: datw_sdd − datw", "main-datw_sdd", "main-datw"),
     Claim("SDD adds beside RKD: all − datw_rkd", "main-all", "main-datw_rkd"),
     Claim("RKD adds: datw_rkd − datw", "main-datw_rkd", "main-datw"),
@@ -70,7 +77,7 @@ CLAIMS = (
     Claim(
         "nor does storing: fresh views from a cache − teachers online", "fresh-all", "online-all"
     ),
-    Claim("centring mends DATW: datw_centred − datw", "weighting-centred-datw", "main-datw"),
+    Claim("centring mends DATW: both on a CPU", "weighting-centred-datw", f"{AGAIN}main-datw"),
     Claim("it mends it beside SDD too", "weighting-centred-datw_sdd", "main-datw_sdd"),
     Claim("centred DATW and SDD: − uniform", "weighting-centred-datw_sdd", "main-uniform"),
     Claim("centred DATW and SDD: − labels", "weighting-centred-datw_sdd", "main-labels"),
@@ -94,9 +101,19 @@ def by_setting(rows: Sequence[Row], figure: str) -> Figures:
     return found
 
 
-def reference_of(row: Row) -> str:
-    """The setting that one is held against."""
-    return f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
+def with_again(rows: Sequence[Row], path: Path) -> list[Row]:
+    """The rows, and those of settings that were trained again on another device."""
+    return [
+        *rows,
+        *({**row, "setting": AGAIN + row["setting"]} for row in read_rows(path)),
+    ]
+
+
+def reference_of(row: Row, rows: Sequence[Row]) -> str:
+    """The setting that one is held against; what was trained again on the row's device is."""
+    name = f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
+    devices = {one.get("device") for one in rows if one["setting"] == AGAIN + name}
+    return AGAIN + name if row.get("device") in devices else name
 
 
 def with_teachers(figures: Figures, path: Path) -> Figures:
@@ -109,11 +126,21 @@ def with_teachers(figures: Figures, path: Path) -> Figures:
     }
 
 
-def gain(figures: Figures, setting: str, against: str) -> Estimate | None:
-    """The difference on the seeds that both have; None where there is none."""
+def mean_of(figures: Figures, setting: str) -> Estimate | None:
+    """Over the seeds; None where the setting has none."""
+    return estimate(list(figures[setting].values())) if setting in figures else None
+
+
+def differences(figures: Figures, setting: str, against: str) -> dict[int, float]:
+    """By seed, of those that both have."""
     one, other = figures.get(setting, {}), figures.get(against, {})
-    differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-    return estimate(differences) if differences else None
+    return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
+
+
+def gain(figures: Figures, setting: str, against: str) -> Estimate | None:
+    """The mean of the differences; None where there are none."""
+    of_seeds = differences(figures, setting, against)
+    return estimate(list(of_seeds.values())) if of_seeds else None
 
 
 def verdict(difference: Estimate | None) -> str:
@@ -140,16 +167,29 @@ def members(rows: Sequence[Row], group: str) -> dict[str, Row]:
     return {name: known[name] for name in SETTINGS if name in known}
 
 
-def print_cost(rows: Sequence[Row]) -> None:
+def print_cost(rows: Sequence[Row], what: str) -> None:
     """What each variant's training takes, of one device's rows."""
     minutes = by_setting(rows, "minutes")
-    means = {name: estimate(list(of_seeds.values())).mean for name, of_seeds in minutes.items()}
-    lines = [
-        [f"`{row['variant']}`", f"{means[name]:.2f}", f"{means[name] / means['main-labels']:.2f}"]
-        for name, row in members(rows, "main").items()
-    ]
-    print("\n## Cost\n")
+    lines = []
+    for name, row in members(rows, "main").items():
+        mean = estimate(list(minutes[name].values())).mean
+        share = mean / estimate(list(minutes["main-labels"].values())).mean
+        lines.append([f"`{row['variant']}`", f"{mean:.2f}", f"{share:.2f}"])
+    print(f"\n## Cost: {what}\n")
     print_table(["variant", "minutes", "× labels"], lines)
+
+
+def print_again(rows: Sequence[Row]) -> None:
+    """What was trained again on another device, beside the rows that it repeats."""
+    test = by_setting(rows, "test_top1")
+    lines = [
+        [f"`{name}`", shown(mean_of(test, name)), shown(gain(test, name, first), difference=True)]
+        for name in test
+        if (first := name.removeprefix(AGAIN)) != name
+    ]
+    if lines:
+        print("\n## On another device\n")
+        print_table(["setting", "test top-1, %", "over the first rows"], lines)
 
 
 def print_start(rows: Sequence[Row]) -> None:
@@ -177,17 +217,17 @@ def print_group(rows: Sequence[Row], group: str) -> None:
     start = by_setting(rows, "left_start")
     lines = []
     for setting, row in members(rows, group).items():
-        reference = reference_of(row)
+        reference = reference_of(row, rows)
         over = None if setting == reference else gain(test, setting, reference)
-        of_val = estimate(list(val[setting].values())) if setting in val else None
+        left = mean_of(start, setting)
         lines.append(
             [
                 f"`{setting}`",
                 len(test[setting]),
-                shown(estimate(list(test[setting].values()))),
+                shown(mean_of(test, setting)),
                 f"{shown(over, difference=True)} over `{reference}`" if over else "–",
-                shown(of_val),
-                f"{estimate(list(start[setting].values())).mean:.0f}" if setting in start else "–",
+                shown(mean_of(val, setting)),
+                f"{left.mean:.0f}" if left else "–",
             ]
         )
     print(f"\n## {group}\n")
@@ -203,10 +243,7 @@ def print_views(rows: Sequence[Row]) -> None:
         labels, method = f"{prefix}-labels", f"{prefix}-all"
         if method not in test:
             continue
-        means = [
-            shown(estimate(list(test[name].values())) if name in test else None)
-            for name in (labels, method)
-        ]
+        means = [shown(mean_of(test, name)) for name in (labels, method)]
         over = (gain(test, method, against) for against in (labels, "fresh-all"))
         lines.append([views, *means, *(shown(one, difference=True) for one in over)])
     print("\n## Views\n")
@@ -235,11 +272,10 @@ def chart(rows: Sequence[Row], group: str) -> str | None:
     test = by_setting(rows, "test_top1")
     spreads = []
     for name, row in members(rows, group).items():
-        reference = reference_of(row)
-        seeds = sorted(test[name].keys() & test.get(reference, {}).keys())
-        if name == reference or not seeds:
+        reference = reference_of(row, rows)
+        gains = differences(test, name, reference)
+        if name == reference or not gains:
             continue
-        gains = {seed: test[name][seed] - test[reference][seed] for seed in seeds}
         found = estimate(list(gains.values()))
         dots = [(f"{name}, seed {seed}", value) for seed, value in gains.items()]
         spreads.append(Spread(f"{name} − {reference}", "method", dots, found.mean, found.interval))
@@ -262,14 +298,20 @@ def main() -> None:
     parser.add_argument("--dataset", default="figures_hard")
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
-    rows = read_rows(options.results / f"{options.dataset}.csv")
+    named = {
+        name: options.results / f"{options.dataset}{name}.csv"
+        for name in ("", "_again", "_short", "_teachers")
+    }
+    rows = with_again(read_rows(named[""]), named["_again"])
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    teachers = options.results / f"{options.dataset}_teachers.csv"
-    print_claims(with_teachers(by_setting(rows, "test_top1"), teachers))
+    print_claims(with_teachers(by_setting(rows, "test_top1"), named["_teachers"]))
     print_views(rows)
-    cost = options.results / f"{options.dataset}_short.csv"
-    if cost.is_file():
-        print_cost(read_rows(cost))
+    print_again(rows)
+    if named["_short"].is_file():
+        print_cost(read_rows(named["_short"]), "the first recipe, one core of a CPU")
+    devices = {row.get("device") for row in rows if row["setting"] == "main-labels"}
+    for device in devices:
+        print_cost([row for row in rows if row.get("device") == device], f"{device}")
     print_start(rows)
     for group in groups:
         print_group(rows, group)

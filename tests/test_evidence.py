@@ -20,6 +20,7 @@ from cache import open_cache
 from chain_making import write_config
 from pipeline.config import Run
 from pipeline.config_file import load_config
+from pipeline.devices import DeviceError
 from pipeline.models import create_model
 from pipeline.samples import read_samples
 from pipeline.weights import save_weights
@@ -307,3 +308,34 @@ def test_tables_come_from_the_rows(
     assert "| 4 | 40.0 | 60.0 ± 0.0 | +20.0 | – |" in printed
     # One seed has labels; all three others are held against it.
     assert (tmp_path / "it-main.svg").read_text().count("<circle") == 3
+
+
+def test_what_was_trained_again_on_a_device_is_the_reference_there(
+    tmp_path: Path,
+    module: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    head = "group,setting,variant,seed,test_top1,minutes,device\n"
+    first = "main,main-datw,datw,0,0.5,2,a GPU\n"
+    centred = "weighting,weighting-centred-datw,datw,0,0.6,2,a CPU\n"
+    (tmp_path / "it.csv").write_text(head + first + centred)
+    (tmp_path / "it_again.csv").write_text(f"{head}main,main-datw,datw,0,0.53,9,a CPU\n")
+    monkeypatch.setattr(sys, "argv", ["x", "--dataset", "it", "--results", str(tmp_path)])
+    module("evidence_tables").main()
+    printed = capsys.readouterr().out
+    assert "| `weighting-centred-datw` | 1 | 60.0 | +7.0 over `again-main-datw` | – |" in printed
+    assert "| `again-main-datw` | 53.0 | +3.0 |" in printed
+    assert "| centring mends DATW: both on a CPU | 1 | +7.0 | too few seeds |" in printed
+    assert "| `main-datw` | 1 | 50.0 | – |" in printed
+
+
+def test_a_mistyped_option_makes_nothing(evidence: Callable[..., str], mini: Run) -> None:
+    with pytest.raises(DeviceError, match=r"--device 'banana' cannot be used: .*`cpu` needs none"):
+        evidence("run", "temperature", "--device", "banana")
+    with pytest.raises(SystemExit):
+        evidence("run", "temperature", "--together", "0")
+    with pytest.raises(SystemExit, match=r"evidence has no student of these settings: `run` t"):
+        evidence("score", "fields")  # and no cache is made for them
+    assert not Path("docs/results/mini.csv").exists()
+    assert not (mini.outputs / "evidence").exists()
