@@ -223,7 +223,9 @@ def counted(text: str) -> int:
 
 def main() -> None:
     """Read the options."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("list", "run", "score"))
     parser.add_argument(
         "groups", nargs="*", help=f"of {', '.join(GROUPS)}, or names of settings; all by default"
