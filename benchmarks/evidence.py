@@ -48,12 +48,13 @@ from stages.side_by_side import run_many
 from stages.student_training import Job
 
 COLUMNS = (
-    *("group", "setting", "variant", "seed", "val_top1", "test_top1", "test_top5", "minutes"),
-    *("left_start", "changes", "online", "loss", "cache", "config_sha256", "commit", "device"),
-    "command",
+    *("group", "setting", "variant", "seed", "train_top1", "val_top1", "test_top1", "test_top5"),
+    *("minutes", "left_start", "changes", "online", "loss", "cache", "config_sha256", "commit"),
+    *("device", "command"),
 )
 """Of the CSV. Accuracies are shares of 1, `minutes` those of the training, beside others;
-`left_start` is the first epoch, from 1, whose mean cross-entropy is below `LEFT` of a guesser's."""
+`train_top1` is that of the last epoch's batches, as the student saw them; `left_start` is the first
+epoch, from 1, whose mean cross-entropy is below `LEFT` of a guesser's."""
 LEFT = 0.85
 
 
@@ -146,11 +147,12 @@ def classes_of(cache: TeacherCache) -> int:
     return next(iter(samples_from_table(cache.samples, cache.place).heads.values()))
 
 
-def left_start(metrics: Path, classes: int) -> int | None:
-    """The epoch in which a training left its start, from its log; None where it never did."""
+def of_training(metrics: Path, classes: int) -> dict[str, float | int | None]:
+    """What a training's log tells; `left_start` is None where it never did."""
     records = [json.loads(text) for text in metrics.read_text().splitlines()]
     limit = LEFT * math.log(classes)
-    return next((record["epoch"] + 1 for record in records if record["ce"] < limit), None)
+    left = next((record["epoch"] + 1 for record in records if record["ce"] < limit), None)
+    return {"train_top1": records[-1]["accuracy/action"], "left_start": left}
 
 
 def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
         "test_top1": scores[f"{test}_top1"],
         "test_top5": scores[f"{test}_top5"],
         "minutes": round(result["minutes"], 2),
-        "left_start": left_start(one.student.folder / "metrics.jsonl", classes_of(one.cache)),
+        **of_training(one.student.folder / "metrics.jsonl", classes_of(one.cache)),
         "changes": json.dumps(dict(one.setting.changes)),
         "online": one.setting.online,
         "loss": one.student.variant.loss,

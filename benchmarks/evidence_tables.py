@@ -213,8 +213,9 @@ def print_start(rows: Sequence[Row]) -> None:
 
 def print_group(rows: Sequence[Row], group: str) -> None:
     """Every setting of a group, with its gain over the group's reference."""
-    test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
-    start = by_setting(rows, "left_start")
+    test, val, train, start = (
+        by_setting(rows, name) for name in ("test_top1", "val_top1", "train_top1", "left_start")
+    )
     lines = []
     for setting, row in members(rows, group).items():
         reference = reference_of(row, rows)
@@ -227,11 +228,13 @@ def print_group(rows: Sequence[Row], group: str) -> None:
                 shown(mean_of(test, setting)),
                 f"{shown(over, difference=True)} over `{reference}`" if over else "–",
                 shown(mean_of(val, setting)),
+                shown(mean_of(train, setting)),
                 f"{left.mean:.0f}" if left else "–",
             ]
         )
     print(f"\n## {group}\n")
-    head = ["setting", "seeds", "test top-1, %", "gain", "val top-1, %", "left start in epoch"]
+    accuracies = [f"{name} top-1, %" for name in ("val", "train")]
+    head = ["setting", "seeds", "test top-1, %", "gain", *accuracies, "left start in epoch"]
     print_table(head, lines)
 
 

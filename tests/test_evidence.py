@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import runpy
@@ -120,6 +121,7 @@ def test_a_row_for_each_setting_and_seed_and_nothing_twice(
     assert all(0 <= row["test_top1"] <= row["test_top5"] <= 1 for row in rows)
     assert all(row["minutes"] >= 0 and row["val_top1"] is None for row in rows)
     assert all(row["left_start"] is None or row["left_start"] >= 1 for row in rows)
+    assert all(0 <= row["train_top1"] <= 1 for row in rows)
     assert len({row["config_sha256"] for row in rows}) == len(rows)
     assert len({row["cache"] for row in rows}) == 2
     before = Path("rows.csv").read_bytes()
@@ -144,14 +146,17 @@ def test_a_row_for_each_setting_and_seed_and_nothing_twice(
         evidence(*arguments)
 
 
-def test_when_a_training_left_its_start(
-    tmp_path: Path, module: Callable[[str], ModuleType]
-) -> None:
+def test_what_a_trainings_log_tells(tmp_path: Path, module: Callable[[str], ModuleType]) -> None:
     log = tmp_path / "metrics.jsonl"
-    log.write_text("".join(f'{{"epoch": {n}, "ce": {ce}}}\n' for n, ce in enumerate((3.9, 3.3, 2))))
-    assert module("evidence").left_start(log, 48) == 3  # 0.85 log 48 = 3.29
-    assert module("evidence").left_start(log, 49) == 2  # 0.85 log 49 = 3.31
-    assert module("evidence").left_start(log, 4) is None
+    records = zip((3.9, 3.3, 2), (0.1, 0.2, 0.6), strict=True)
+    lines = [
+        {"epoch": n, "ce": ce, "accuracy/action": top1} for n, (ce, top1) in enumerate(records)
+    ]
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    of_training = module("evidence").of_training
+    assert of_training(log, 48) == {"train_top1": 0.6, "left_start": 3}  # 0.85 log 48 = 3.29
+    assert of_training(log, 49)["left_start"] == 2  # 0.85 log 49 = 3.31
+    assert of_training(log, 4)["left_start"] is None
 
 
 def test_the_plan_is_counted(evidence: Callable[..., str]) -> None:
@@ -276,13 +281,13 @@ def test_tables_come_from_the_rows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Against values worked out by hand: differences 0.02, 0.04 over seeds 0, 1; t is 12.706."""
-    lines = ["group,setting,variant,seed,val_top1,test_top1,minutes,left_start"]
+    lines = ["group,setting,variant,seed,train_top1,val_top1,test_top1,minutes,left_start"]
     for setting, values in {"uniform": (0.5, 0.6), "datw": (0.52, 0.64), "labels": (0.4,)}.items():
         lines += [
-            f"main,main-{setting},{setting},{seed},0.7,{value},1.5,{9 - seed}"
+            f"main,main-{setting},{setting},{seed},0.9,0.7,{value},1.5,{9 - seed}"
             for seed, value in enumerate(values)
         ]
-    lines += [f"main,main-all,all,{seed},,{value},2," for seed, value in enumerate((0.6, 0.6))]
+    lines += [f"main,main-all,all,{seed},,,{value},2," for seed, value in enumerate((0.6, 0.6))]
     (tmp_path / "it.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "it_short.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "it_teachers.csv").write_text("split,actions,vit,cnn\ntest,all,0.5,0.9\n")
@@ -292,9 +297,10 @@ def test_tables_come_from_the_rows(
     printed = capsys.readouterr().out
     assert "| DATW over uniform: datw − uniform | 2 | +3.0 ± 12.7 | not confirmed |" in printed
     assert "| two teachers help: uniform − labels | 1 | +10.0 | too few seeds |" in printed
-    assert (
-        "| `main-datw` | 2 | 58.0 ± 76.2 | +12.0 over `main-labels` | 70.0 ± 0.0 | 8 |" in printed
+    of_datw = (
+        "| `main-datw` | 2 | 58.0 ± 76.2 | +12.0 over `main-labels` | 70.0 ± 0.0 | 90.0 ± 0.0 |"
     )
+    assert f"{of_datw} 8 |" in printed
     # Deviations: epochs ±½ in both, accuracy ∓0.05 and ∓0.06; of means -0.1 and -0.12 an epoch.
     assert "goes with −11.0 points (correlation -1.00, 4 students)" in printed
     assert "Without rows so far: the method helps: all − labels, the larger student; " in printed
@@ -324,10 +330,12 @@ def test_what_was_trained_again_on_a_device_is_the_reference_there(
     monkeypatch.setattr(sys, "argv", ["x", "--dataset", "it", "--results", str(tmp_path)])
     module("evidence_tables").main()
     printed = capsys.readouterr().out
-    assert "| `weighting-centred-datw` | 1 | 60.0 | +7.0 over `again-main-datw` | – |" in printed
+    assert (
+        "| `weighting-centred-datw` | 1 | 60.0 | +7.0 over `again-main-datw` | – | – |" in printed
+    )
     assert "| `again-main-datw` | 53.0 | +3.0 |" in printed
     assert "| centring mends DATW: both on a CPU | 1 | +7.0 | too few seeds |" in printed
-    assert "| `main-datw` | 1 | 50.0 | – |" in printed
+    assert "| `main-datw` | 1 | 50.0 | – | – |" in printed
 
 
 def test_a_mistyped_option_makes_nothing(evidence: Callable[..., str], mini: Run) -> None:
