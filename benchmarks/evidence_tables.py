@@ -69,6 +69,12 @@ CLAIMS = (
         "SDD without DATW: SDD with uniform − uniform", "weighting-uniform-datw_sdd", "main-uniform"
     ),
     Claim("a fixed φ is better: datw_sdd − learned_sdd", "main-datw_sdd", "main-learned_sdd"),
+    Claim("the usual weights: entropy − uniform", "main-entropy", "main-uniform"),
+    Claim("DATW over the usual weights: datw − entropy", "main-datw", "main-entropy"),
+    Claim("a better KD: dkd − uniform", "main-dkd", "main-uniform"),
+    Claim("the method beats a better KD: all − dkd", "main-all", "main-dkd"),
+    Claim("features without logits: mimic − labels", "main-mimic", "main-labels"),
+    Claim("SDD beats features as such: datw_sdd − mimic", "main-datw_sdd", "main-mimic"),
     Claim("the student is above the ViT teacher: all − ViT", "main-all", "vit"),
     Claim("the student is above the CNN teacher: all − CNN", "main-all", "cnn"),
     Claim("the cache costs nothing: 4 cached views − fresh ones", "main-all", "fresh-all"),
