@@ -19,7 +19,7 @@ from making import print_table
 from stages.ablation_table import CHART_STYLE
 from stages.charts import Spread, dot_chart
 from stages.files import write_text
-from stages.intervals import Estimate, estimate
+from stages.intervals import SHARE, Estimate, estimate, t_quantile
 from stages.wording import points
 
 Row = Mapping[str, Any]
@@ -157,6 +157,19 @@ def verdict(difference: Estimate | None) -> str:
     return "confirmed" if low > 0 else "contrary" if high < 0 else "not confirmed"
 
 
+def stands_adjusted(difference: Estimate, claims: int) -> bool:
+    """Whether a difference is other than 0 in intervals that miss once in 20 times for all claims.
+
+    As Bonferroni has it: each misses with 0.05 / claims.
+    """
+    if difference.interval is None:
+        return False
+    degrees = len(difference.values) - 1
+    wider = t_quantile(degrees, 1 - (1 - SHARE) / claims) / t_quantile(degrees)
+    low, high = difference.interval
+    return abs(difference.mean) > wider * (high - low) / 2
+
+
 def shown(one: Estimate | None, *, difference: bool = False) -> str:
     """A mean and half its interval, in percent or points."""
     if one is None:
@@ -261,17 +274,20 @@ def print_views(rows: Sequence[Row]) -> None:
 
 
 def print_claims(test: Figures) -> None:
-    """Claim by claim."""
-    lines, waiting = [], []
+    """Claim by claim, and which stand when their number is taken into account."""
+    lines, waiting, measured = [], [], {}
     for claim in CLAIMS:
         difference = gain(test, claim.setting, claim.against)
         if difference is None:
             waiting.append(claim.words)
             continue
         seeds = len(difference.values)
+        measured[claim.words] = difference
         lines.append([claim.words, seeds, shown(difference, difference=True), verdict(difference)])
     print("\n## Claims\n")
     print_table(["claim", "seeds", "points of test top-1", "verdict"], lines)
+    left = [words for words, one in measured.items() if stands_adjusted(one, len(measured))]
+    print(f"\nOther than 0 when adjusted for {len(measured)} claims: {'; '.join(left) or 'none'}.")
     if waiting:
         print(f"\nWithout rows so far: {'; '.join(waiting)}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import runpy
@@ -303,6 +304,7 @@ def test_tables_come_from_the_rows(
     assert f"{of_datw} 8 |" in printed
     # Deviations: epochs ±½ in both, accuracy ∓0.05 and ∓0.06; of means -0.1 and -0.12 an epoch.
     assert "goes with −11.0 points (correlation -1.00, 4 students)" in printed
+    assert "Other than 0 when adjusted for 7 claims: the student is above the ViT t" in printed
     assert "Without rows so far: the method helps: all − labels, the larger student; " in printed
     assert (
         "| the student is above the ViT teacher: all − ViT | 2 | +10.0 ± 0.0 | confirmed" in printed
@@ -314,6 +316,17 @@ def test_tables_come_from_the_rows(
     assert "| 4 | 40.0 | 60.0 ± 0.0 | +20.0 | – |" in printed
     # One seed has labels; all three others are held against it.
     assert (tmp_path / "it-main.svg").read_text().count("<circle") == 3
+
+
+def test_intervals_are_wider_for_many_claims(module: Callable[[str], ModuleType]) -> None:
+    """Of two values with half their distance 1 the half interval is t, here 1 / tan(π p / 2)."""
+    tables = module("evidence_tables")
+    for claims in (1, 7):
+        t = 1 / math.tan(math.pi * 0.05 / claims / 2)
+        for mean in (0.999 * t, 1.001 * t):
+            difference = tables.estimate([mean - 1, mean + 1])
+            assert tables.stands_adjusted(difference, claims) == (mean > t)
+    assert not tables.stands_adjusted(tables.estimate([1.0]), 1)
 
 
 def test_what_was_trained_again_on_a_device_is_the_reference_there(
