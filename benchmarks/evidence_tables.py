@@ -78,6 +78,9 @@ CLAIMS = (
     Claim("the student is above the ViT teacher: all − ViT", "main-all", "vit"),
     Claim("the student is above the CNN teacher: all − CNN", "main-all", "cnn"),
     Claim("the cache costs nothing: 4 cached views − fresh ones", "main-all", "fresh-all"),
+    Claim("the method helps with fresh views: all − labels", "fresh-all", "fresh-labels"),
+    Claim("4 cached views of the method − fresh ones of labels", "main-all", "fresh-labels"),
+    Claim("fresh views help labels only", "fresh-labels", "main-labels"),
     Claim("nor do 8 of them", "views-8-all", "fresh-all"),
     Claim("nor 20", "views-20-all", "fresh-all"),
     Claim(
