@@ -176,7 +176,7 @@ def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
         "config_sha256": config_sha256(one.student.run),
         "commit": commit,
         "device": device,
-        "command": f"python benchmarks/evidence.py run {one.setting.group}",
+        "command": f"python {shlex.join(sys.argv)}",
     }
 
 
