@@ -54,7 +54,7 @@ COLUMNS = (
 )
 """Of the CSV. Accuracies are shares of 1, `minutes` those of the training, beside others;
 `train_top1` is that of the last epoch's batches, as the student saw them; `left_start` is the first
-epoch, from 1, whose mean cross-entropy is below `LEFT` of a guesser's."""
+epoch, from 1, whose mean cross-entropy is below `LEFT` of a guesser's; `command` trained it."""
 LEFT = 0.85
 
 
@@ -78,6 +78,11 @@ class Machine:
         if self.device == "cpu":
             return "one core of a CPU"
         return f"{torch.cuda.get_device_name(self.device)}, beside {self.at_once - 1} others"
+
+
+def command() -> str:
+    """That was typed."""
+    return f"python {shlex.join(sys.argv)}"
 
 
 def train(planned: Sequence[Planned], machine: Machine) -> None:
@@ -110,7 +115,8 @@ def train(planned: Sequence[Planned], machine: Machine) -> None:
             return
         clips = waiting[index].part.num_usable  # of an epoch
         rates = [record["clips_per_sec"] for record in future.result().records]
-        student.keep(minutes=sum(clips / rate for rate in rates) / 60)
+        minutes = sum(clips / rate for rate in rates) / 60
+        student.keep(minutes=minutes, command=command())
         student.end(samples_from_table(waiting[index].cache.samples, "the cache").heads)
 
     if jobs:
@@ -176,7 +182,7 @@ def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
         "config_sha256": config_sha256(one.student.run),
         "commit": commit,
         "device": device,
-        "command": f"python {shlex.join(sys.argv)}",
+        "command": result.get("command"),
     }
 
 
@@ -258,7 +264,7 @@ def main() -> None:
         settings = [one for one in settings if (folder / one.name).is_dir()]
         if not settings:
             raise SystemExit(f"{folder} has no student of these settings: `run` trains them")
-    console.print(f"{shlex.join(sys.argv)} -> {csv}")
+    console.print(f"{command()} -> {csv}")
     commit = options.commit or commit_of(Path(__file__).parent)  # of what trains from here on
     device = find_device(options.device)
     machine = Machine(str(device), options.at_once, options.decoders)

@@ -233,10 +233,10 @@ def print_start(rows: Sequence[Row]) -> None:
         values -= values.mean(axis=axis, keepdims=True)
     epochs, accuracy = values.reshape(2, -1)
     slope = (epochs @ accuracy) / max(float(epochs @ epochs), 1e-9)
-    scale = max(float(np.sqrt((epochs @ epochs) * (accuracy @ accuracy))), 1e-9)
+    together = np.corrcoef(epochs, accuracy)[0, 1]
     print(
         f"\nBeside variant and seed an epoch later away from the start goes with {points(slope)} "
-        f"points (correlation {epochs @ accuracy / scale:.2f}, {epochs.size} students of main)."
+        f"points (correlation {together:.2f}, {epochs.size} students of main)."
     )
 
 

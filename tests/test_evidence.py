@@ -136,7 +136,7 @@ def test_a_row_for_each_setting_and_seed_and_nothing_twice(
     Path("rows.csv").rename("before.csv")
     evidence("score", *arguments[1:])  # all are trained: their rows are made again
     again = pyarrow.csv.read_csv("rows.csv").to_pylist()
-    for name in ("setting", "seed", "test_top1", "minutes", "config_sha256"):
+    for name in ("setting", "seed", "test_top1", "minutes", "config_sha256", "command"):
         assert [row[name] for row in again] == [row[name] for row in rows]
     config = Path("configs/mini.yaml")
     config.write_text(config.read_text().replace("sdd: 0.1", "sdd: 0.2"))
