@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evidence import read_rows
+from evidence_fit import Fit, fit
 from evidence_settings import SETTINGS
 from making import print_table
 from stages.ablation_table import CHART_STYLE
@@ -96,6 +97,8 @@ CLAIMS = (
 )
 LABELS = ("main", "student", "size", "longer")
 """Groups that are held against labels only; the others against the same variant of `main`."""
+KNOBS = ("projection", "dim", "grid", "fields", "temperature", "weight")
+"""Groups with few seeds, whose intervals use the noise of all students of the same kind."""
 VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20", 60: "fresh"}
 TEACHERS = ("vit", "cnn")
 
@@ -123,6 +126,19 @@ def reference_of(row: Row, rows: Sequence[Row]) -> str:
     name = f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
     devices = {one.get("device") for one in rows if one["setting"] == AGAIN + name}
     return AGAIN + name if row.get("device") in devices else name
+
+
+def fit_of(rows: Sequence[Row]) -> Fit | None:
+    """Of all students of the same kind: one network, all videos, as many steps.
+
+    What was trained again on another device is the same setting once more.
+    """
+    students: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["group"] == "main" or row["group"] not in LABELS:
+            name = row["setting"].removeprefix(AGAIN)
+            students.setdefault(name, []).append((row["seed"], row["test_top1"]))
+    return fit(students)
 
 
 def with_teachers(figures: Figures, path: Path) -> Figures:
@@ -286,8 +302,11 @@ def print_views(rows: Sequence[Row]) -> None:
     print_table(head, lines)
 
 
-def print_claims(test: Figures, val: Figures) -> None:
-    """Claim by claim, and which stand when their number is taken into account."""
+def print_claims(test: Figures, val: Figures, fitted: Fit | None) -> None:
+    """Claim by claim, and which stand when their number is taken into account.
+
+    Differences are of the seeds that both settings have; the fit's of all, the noise pooled.
+    """
     lines, waiting, measured = [], [], {}
     for claim in CLAIMS:
         difference = gain(test, claim.setting, claim.against)
@@ -297,10 +316,14 @@ def print_claims(test: Figures, val: Figures) -> None:
         seeds = len(difference.values)
         measured[claim.words] = difference
         of_val = shown(gain(val, claim.setting, claim.against), difference=True)
-        found = shown(difference, difference=True)
-        lines.append([claim.words, seeds, found, verdict(difference), of_val])
+        pooled = None
+        if fitted and {claim.setting, claim.against} <= {*fitted.settings}:
+            pooled = fitted.difference(claim.setting, claim.against)
+        found, of_fit = (shown(one, difference=True) for one in (difference, pooled))
+        lines.append([claim.words, seeds, found, verdict(difference), of_fit, of_val])
     print("\n## Claims\n")
-    print_table(["claim", "seeds", "points of test top-1", "interval", "points of val"], lines)
+    head = ["claim", "seeds", "points of test top-1", "interval", "noise pooled", "points of val"]
+    print_table(head, lines)
     left = [words for words, one in measured.items() if stands_adjusted(one, len(CLAIMS))]
     print(
         f"\nOther than 0 when adjusted for all {len(CLAIMS)} claims: {'; '.join(left) or 'none'}."
@@ -309,22 +332,46 @@ def print_claims(test: Figures, val: Figures) -> None:
         print(f"\nWithout rows so far: {'; '.join(waiting)}.")
 
 
-def chart(rows: Sequence[Row], group: str) -> str | None:
-    """A row of dots for the gains of each setting of a group; None where nothing is paired."""
+def print_knobs(rows: Sequence[Row], fitted: Fit) -> None:
+    """What each knob does, beside its default, with the noise of all students."""
+    seeds = by_setting(rows, "test_top1")
+    lines = []
+    for group in KNOBS:
+        for name, row in members(rows, group).items():
+            default = f"main-{row['variant']}"
+            changed = row["changes"].strip("{}") or "8-bit fields"
+            found = fitted.difference(name, default)
+            levels = [f"{100 * fitted.effect(one):.1f}" for one in (name, default)]
+            difference = shown(found, difference=True)
+            cells = [f"`{changed}`", f"`{row['variant']}`", len(seeds[name]), *levels]
+            lines.append([*cells, difference, verdict(found)])
+    if not lines:
+        return
+    noise = f"{100 * fitted.noise:.1f} points ({fitted.degrees} degrees of freedom)"
+    print(f"\n## Knobs\n\n{len(fitted.settings)} settings, fitted together; noise: {noise}.\n")
+    head = ["change", "variant", "seeds", "test top-1, %", "default, %", "difference", "interval"]
+    print_table(head, lines)
+
+
+def chart(rows: Sequence[Row], groups: Sequence[str], fitted: Fit | None = None) -> str | None:
+    """A row of dots for the gains of each setting of groups; None where nothing is paired.
+
+    Means and intervals are of the paired differences, or of a fit.
+    """
     test = by_setting(rows, "test_top1")
     spreads = []
-    for name, row in members(rows, group).items():
-        reference = reference_of(row, rows)
+    for name, row in [pair for group in groups for pair in members(rows, group).items()]:
+        reference = f"main-{row['variant']}" if fitted else reference_of(row, rows)
         gains = differences(test, name, reference)
         if name == reference or not gains:
             continue
-        found = estimate(list(gains.values()))
+        found = fitted.difference(name, reference) if fitted else estimate(list(gains.values()))
         dots = [(f"{name}, seed {seed}", value) for seed, value in gains.items()]
         spreads.append(Spread(f"{name} − {reference}", "method", dots, found.mean, found.interval))
     if not spreads:
         return None
     drawn = dot_chart(
-        f"Gains in top-1 on the test split: {group}",
+        f"Gains in top-1 on the test split: {', '.join(groups)}",
         spreads,
         x_name="points of top-1 on the test split. Dot: a seed; diamond: the mean; bar: 95 %",
         mark=0.0,
@@ -347,7 +394,8 @@ def main() -> None:
     rows = with_again(read_rows(named[""]), named["_again"])
     groups = list(dict.fromkeys(row["group"] for row in rows))
     test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
-    print_claims(with_teachers(test, named["_teachers"]), val)
+    fitted = fit_of(rows)
+    print_claims(with_teachers(test, named["_teachers"]), val, fitted)
     print_views(rows)
     print_again(rows)
     if named["_short"].is_file():
@@ -356,10 +404,15 @@ def main() -> None:
     for device in devices:
         print_cost([row for row in rows if row.get("device") == device], f"{device}")
     print_start(rows)
+    drawings = {group: chart(rows, [group]) for group in groups if group not in KNOBS}
+    if fitted is not None:
+        print_knobs(rows, fitted)
+        drawings["knobs"] = chart(rows, KNOBS, fitted)
     for group in groups:
         print_group(rows, group)
-        if (drawn := chart(rows, group)) is not None:
-            write_text(options.results / f"{options.dataset}-{group}.svg", drawn)
+    for name, drawn in drawings.items():
+        if drawn is not None:
+            write_text(options.results / f"{options.dataset}-{name}.svg", drawn)
 
 
 if __name__ == "__main__":

@@ -281,7 +281,12 @@ def test_tables_come_from_the_rows(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Against values worked out by hand: differences 0.02, 0.04 over seeds 0, 1; t is 12.706."""
+    """Against values worked out by hand: differences 0.02, 0.04 over seeds 0, 1; t is 12.706.
+
+    The noise of all: seeds differ by 0.1, 0.12 and 0, so its variance is that of these three
+    numbers, halved: 0.0455²; t is 4.303. A difference has twice a half of it; that of the one
+    student of `labels` a half, one and a sixth, of its seed's effect that three settings tell.
+    """
     lines = ["group,setting,variant,seed,train_top1,val_top1,test_top1,minutes,left_start"]
     for setting, values in {"uniform": (0.5, 0.6), "datw": (0.52, 0.64), "labels": (0.4,)}.items():
         sooner = 2 if setting == "datw" else 1
@@ -297,8 +302,14 @@ def test_tables_come_from_the_rows(
     monkeypatch.setattr(sys, "argv", arguments)
     module("evidence_tables").main()
     printed = capsys.readouterr().out
-    assert "| DATW over uniform: datw − uniform | 2 | +3.0 ± 12.7 | open | 0.0 ± 0.0 |" in printed
-    assert "| two teachers help: uniform − labels | 1 | +10.0 | too few seeds | 0.0 |" in printed
+    assert (
+        "| DATW over uniform: datw − uniform | 2 | +3.0 ± 12.7 | open | +3.0 ± 19.6 | 0.0 ± 0.0 |"
+        in printed
+    )
+    assert (
+        "| two teachers help: uniform − labels | 1 | +10.0 | too few seeds | +11.3 ± 25.3 | 0.0 |"
+        in printed
+    )
     of_datw = (
         "| `main-datw` | 2 | 58.0 ± 76.2 | +12.0 over `main-labels` | 70.0 ± 0.0 | 90.0 ± 0.0 |"
     )
@@ -308,17 +319,34 @@ def test_tables_come_from_the_rows(
     assert "Other than 0 when adjusted for all 49 claims: the student is above the ViT t" in printed
     assert "Without rows so far: the method helps: all − labels, the larger student; " in printed
     assert (
-        "| the student is above the ViT teacher: all − ViT | 2 | +10.0 ± 0.0 | above 0 | –"
+        "| the student is above the ViT teacher: all − ViT | 2 | +10.0 ± 0.0 | above 0 | – | –"
         in printed
     )
     assert (
-        "| the student is above the CNN teacher: all − CNN | 2 | −30.0 ± 0.0 | below 0 | –"
+        "| the student is above the CNN teacher: all − CNN | 2 | −30.0 ± 0.0 | below 0 | – | –"
         in printed
     )
     assert "| `all` | 2.00 | 1.33 |" in printed
     assert "| 4 | 40.0 | 60.0 ± 0.0 | +20.0 | – |" in printed
     # One seed has labels; all three others are held against it.
     assert (tmp_path / "it-main.svg").read_text().count("<circle") == 3
+
+
+def test_a_fit_of_settings_and_seeds_is_pairing_where_all_have_all(
+    module: Callable[[str], ModuleType],
+) -> None:
+    """Two settings: Student's paired interval; and what only one of them has changes neither."""
+    fit, estimate = module("evidence_fit").fit, module("evidence_tables").estimate
+    drawn = np.random.default_rng(0).normal(0.4, 0.1, (2, 5))
+    known = {name: list(enumerate(drawn[place])) for place, name in enumerate("ab")}
+    paired = estimate(drawn[0] - drawn[1])
+    for alone in ([], [(9, 0.9)]):
+        found = fit({"a": [*known["a"], *alone], "b": known["b"]})
+        assert found.degrees == 4
+        assert found.difference("a", "b").mean == pytest.approx(paired.mean)
+        assert found.difference("a", "b").interval == pytest.approx(paired.interval)
+    assert fit(known).effect("a") == pytest.approx(drawn[0].mean())
+    assert fit({"a": known["a"]}) is None
 
 
 def test_intervals_are_wider_for_many_claims(module: Callable[[str], ModuleType]) -> None:
@@ -350,7 +378,7 @@ def test_what_was_trained_again_on_a_device_is_the_reference_there(
         "| `weighting-centred-datw` | 1 | 60.0 | +7.0 over `again-main-datw` | – | – |" in printed
     )
     assert "| `again-main-datw` | 53.0 | +3.0 |" in printed
-    assert "| centring mends DATW: both on a CPU | 1 | +7.0 | too few seeds | – |" in printed
+    assert "| centring mends DATW: both on a CPU | 1 | +7.0 | too few seeds | – | – |" in printed
     assert "| `main-datw` | 1 | 50.0 | – | – |" in printed
 
 
