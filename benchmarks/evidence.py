@@ -251,7 +251,10 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="one epoch each, rows beside them")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
-    settings = chosen(options.groups)
+    try:
+        settings = chosen(options.groups)
+    except ValueError as error:
+        parser.error(str(error))
     if options.what == "list":
         show(settings, options)
         return

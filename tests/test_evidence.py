@@ -387,6 +387,8 @@ def test_a_mistyped_option_makes_nothing(evidence: Callable[..., str], mini: Run
         evidence("run", "temperature", "--device", "banana")
     with pytest.raises(SystemExit):
         evidence("run", "temperature", "--together", "0")
+    with pytest.raises(SystemExit):
+        evidence("list", "temperatures")
     with pytest.raises(SystemExit, match=r"evidence has no student of these settings: `run` t"):
         evidence("score", "fields")  # and no cache is made for them
     assert not Path("docs/results/mini.csv").exists()
