@@ -7,6 +7,7 @@ is read from the cache), then chunk by chunk decode → teachers → residual �
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
@@ -236,7 +237,7 @@ def _fit_projection(options: Options, wanted: Wanted) -> Projection:
 def _provenance(run: Run, options: Options, accuracy: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "accuracy": accuracy,
-        "command": " ".join(["dualkd-cache", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         **environment(),
         "device": str(options.device),
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[run.extract.precision],

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -188,7 +189,9 @@ def test_another_identity_is_refused_naming_the_field(
 BF16 = ("max_failed_share: 0.5", "max_failed_share: 0.5\n  precision: bf16")
 
 
-def test_teachers_in_bfloat16_make_another_cache_of_nearly_the_same_values(mini: Run) -> None:
+def test_teachers_in_bfloat16_make_another_cache_of_nearly_the_same_values(
+    mini: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["vit/logits/action", "cnn/logits/action", "vit/pooled", "cnn/pooled"]
     full = open_cache(mini.cache_path)
     rows, views = np.indices((full.num_samples, full.num_views)).reshape(2, -1)
@@ -196,9 +199,11 @@ def test_teachers_in_bfloat16_make_another_cache_of_nearly_the_same_values(mini:
     run = write_config(Path.cwd(), BF16)
     with pytest.raises(IdentityMismatch, match=r"teachers\.vit\.precision"):
         extract(run, options(run))
+    monkeypatch.setattr(sys, "argv", ["/bin/dualkd-cache", "extract", "--out", "two words"])
     extract(run, options(run, replace=True))
     half = open_cache(run.cache_path)
     assert half.provenance["dtype"] == "bfloat16"
+    assert half.provenance["command"] == "dualkd-cache extract --out 'two words'"
     close = half.read(rows, views, names)
     for name in names:
         now, then = close[name].astype(np.float64), exact[name].astype(np.float64)
