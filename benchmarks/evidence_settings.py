@@ -80,7 +80,9 @@ _ALL = [
     Setting("fields", "fields-fixed8-all", "all", fixed8=True),
     *_knob("temperature", ("datw",), "distill.temperature", {"1": 1.0, "4": 4.0}),
     *_knob("weight", ("datw",), "distill.weights.kd", {"kd0.3": 0.3, "kd3": 3.0}),
-    *_knob("weight", ("datw_sdd",), "distill.weights.sdd", {"sdd0.1": 0.1, "sdd2": 2.0}),
+    *_knob(
+        "weight", ("datw_sdd",), "distill.weights.sdd", {"sdd0.1": 0.1, "sdd2": 2.0, "sdd8": 8.0}
+    ),
     *_knob("weight", ("datw_rkd",), "distill.weights.rkd", {"rkd0.003": 0.003, "rkd0.3": 0.3}),
     *_knob("weighting", ("datw", "datw_sdd"), "distill.weighting", {"centred": "datw_centred"}),
     *_knob("weighting", ("datw_sdd",), "distill.weighting", {"uniform": "uniform"}),
