@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evidence import read_rows
+from evidence_claims import AGAIN, CLAIMS
 from evidence_fit import Fit, fit
 from evidence_settings import SETTINGS
 from making import print_table
@@ -27,74 +27,6 @@ Row = Mapping[str, Any]
 Figures = Mapping[str, Mapping[int, float]]
 """Of a setting, by seed."""
 
-AGAIN = "again-"
-"""Before the name of a setting that was trained again on another device."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Something that words claim, as a difference of two settings on the same seeds."""
-
-    words: str
-    setting: str
-    against: str
-
-
-CLAIMS = (
-    *(
-        Claim(f"{words}{where}", f"{group}-{one}", f"{group}-{other}")
-        for group, where in (
-            ("main", ""),
-            ("student", ", the larger student"),
-            ("size", ", half the videos"),
-        )
-        for words, one, other in (
-            ("the method helps: all − labels", "all", "labels"),
-            ("two teachers help: uniform − labels", "uniform", "labels"),
-            ("DATW over uniform: datw − uniform", "datw", "uniform"),
-            ("SDD and RKD add: all − datw", "all", "datw"),
-        )
-    ),
-    Claim("the method helps with twice the epochs: all − labels", "longer-all", "longer-labels"),
-    Claim("SDD with twice the epochs: datw_sdd − labels", "longer-datw_sdd", "longer-labels"),
-    Claim("the method beats plain KD: all − uniform", "main-all", "main-uniform"),
-    Claim("the method beats one teacher: all − kd_cnn", "main-all", "main-kd_cnn"),
-    Claim("DATW and SDD beat plain KD: datw_sdd − uniform", "main-datw_sdd", "main-uniform"),
-    Claim("a second teacher helps: uniform − kd_cnn", "main-uniform", "main-kd_cnn"),
-    Claim("SDD adds: datw_sdd − datw", "main-datw_sdd", "main-datw"),
-    Claim("SDD adds beside RKD: all − datw_rkd", "main-all", "main-datw_rkd"),
-    Claim("RKD adds: datw_rkd − datw", "main-datw_rkd", "main-datw"),
-    Claim("RKD adds beside SDD: all − datw_sdd", "main-all", "main-datw_sdd"),
-    Claim("the CNN, like the student, helps most: kd_cnn − kd_vit", "main-kd_cnn", "main-kd_vit"),
-    Claim(
-        "SDD without DATW: SDD with uniform − uniform", "weighting-uniform-datw_sdd", "main-uniform"
-    ),
-    Claim("a fixed φ is better: datw_sdd − learned_sdd", "main-datw_sdd", "main-learned_sdd"),
-    Claim("the usual weights: entropy − uniform", "main-entropy", "main-uniform"),
-    Claim("DATW over the usual weights: datw − entropy", "main-datw", "main-entropy"),
-    Claim("a better KD: dkd − uniform", "main-dkd", "main-uniform"),
-    Claim("the method beats a better KD: all − dkd", "main-all", "main-dkd"),
-    Claim("features without logits: mimic − labels", "main-mimic", "main-labels"),
-    Claim("SDD beats features as such: datw_sdd − mimic", "main-datw_sdd", "main-mimic"),
-    Claim("the student is above the ViT teacher: all − ViT", "main-all", "vit"),
-    Claim("the student is above the CNN teacher: all − CNN", "main-all", "cnn"),
-    Claim("4 cached views − fresh ones: all", "main-all", "fresh-all"),
-    Claim("the method helps with fresh views: all − labels", "fresh-all", "fresh-labels"),
-    Claim("4 cached views of the method − fresh ones of labels", "main-all", "fresh-labels"),
-    Claim("fresh views help labels only", "fresh-labels", "main-labels"),
-    Claim("8 cached views − fresh ones: all", "views-8-all", "fresh-all"),
-    Claim("20 cached views − fresh ones: all", "views-20-all", "fresh-all"),
-    Claim("fresh views from a cache − teachers online", "fresh-all", "online-all"),
-    Claim("SDD adds: datw_sdd − datw of a CPU", "main-datw_sdd", f"{AGAIN}main-datw"),
-    Claim("DATW over uniform: datw of a CPU − uniform", f"{AGAIN}main-datw", "main-uniform"),
-    Claim("centring mends DATW: both on a CPU", "weighting-centred-datw", f"{AGAIN}main-datw"),
-    Claim("it mends it beside SDD too", "weighting-centred-datw_sdd", "main-datw_sdd"),
-    Claim("centred DATW and SDD: − uniform", "weighting-centred-datw_sdd", "main-uniform"),
-    Claim("centred DATW and SDD: − labels", "weighting-centred-datw_sdd", "main-labels"),
-    Claim("SDD beside centred DATW", "weighting-centred-datw_sdd", "weighting-centred-datw"),
-    Claim("centred DATW over uniform", "weighting-centred-datw", "main-uniform"),
-    Claim("8-bit fields: fixed8 − float16", "fields-fixed8-all", "main-all"),
-)
 LABELS = ("main", "student", "size", "longer")
 """Groups that are held against labels only; the others against the same variant of `main`."""
 KNOBS = ("projection", "dim", "grid", "fields", "temperature", "weight")
@@ -128,8 +60,8 @@ def reference_of(row: Row, rows: Sequence[Row]) -> str:
     return AGAIN + name if row.get("device") in devices else name
 
 
-def fit_of(rows: Sequence[Row]) -> Fit | None:
-    """Of all students of the same kind: one network, all videos, as many steps.
+def alike(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
+    """Setting → (seed, test top-1) of all students of one network, all videos, as many steps.
 
     What was trained again on another device is the same setting once more.
     """
@@ -138,7 +70,7 @@ def fit_of(rows: Sequence[Row]) -> Fit | None:
         if row["group"] == "main" or row["group"] not in LABELS:
             name = row["setting"].removeprefix(AGAIN)
             students.setdefault(name, []).append((row["seed"], row["test_top1"]))
-    return fit(students)
+    return students
 
 
 def with_teachers(figures: Figures, path: Path) -> Figures:
@@ -353,27 +285,50 @@ def print_knobs(rows: Sequence[Row], fitted: Fit) -> None:
     print_table(head, lines)
 
 
-def chart(rows: Sequence[Row], groups: Sequence[str], fitted: Fit | None = None) -> str | None:
-    """A row of dots for the gains of each setting of groups; None where nothing is paired.
-
-    Means and intervals are of the paired differences, or of a fit.
-    """
+def group_spreads(rows: Sequence[Row], group: str) -> list[Spread]:
+    """The gains of each setting of a group, paired by seed."""
     test = by_setting(rows, "test_top1")
     spreads = []
-    for name, row in [pair for group in groups for pair in members(rows, group).items()]:
-        reference = f"main-{row['variant']}" if fitted else reference_of(row, rows)
+    for name, row in members(rows, group).items():
+        reference = reference_of(row, rows)
         gains = differences(test, name, reference)
         if name == reference or not gains:
             continue
-        found = fitted.difference(name, reference) if fitted else estimate(list(gains.values()))
+        found = estimate(list(gains.values()))
         dots = [(f"{name}, seed {seed}", value) for seed, value in gains.items()]
         spreads.append(Spread(f"{name} − {reference}", "method", dots, found.mean, found.interval))
-    if not spreads:
-        return None
+    return spreads
+
+
+def knob_spreads(rows: Sequence[Row], fitted: Fit) -> list[Spread]:
+    """The gains of each knob over its default, means and intervals those of the fit.
+
+    A dot is beside the default of that seed, the mean of it where it was trained again.
+    """
+    students = alike(rows)
+    spreads = []
+    for name, row in [pair for group in KNOBS for pair in members(rows, group).items()]:
+        default = f"main-{row['variant']}"
+        of_seed = {
+            seed: np.mean([value for other, value in students[default] if other == seed])
+            for seed, _ in students[default]
+        }
+        dots = [
+            (f"{name}, seed {seed}", float(value - of_seed[seed]))
+            for seed, value in students[name]
+            if seed in of_seed
+        ]
+        found = fitted.difference(name, default)
+        spreads.append(Spread(name, "method", dots, found.mean, found.interval))
+    return spreads
+
+
+def draw(spreads: Sequence[Spread], what: str) -> str:
+    """A row of dots for each."""
     drawn = dot_chart(
-        f"Gains in top-1 on the test split: {', '.join(groups)}",
+        f"Gains in top-1 on the test split: {what}",
         spreads,
-        x_name="points of top-1 on the test split. Dot: a seed; diamond: the mean; bar: 95 %",
+        x_name="points of test top-1; dot: a seed, diamond: the mean, bar: 95 %",
         mark=0.0,
         show=points,
         style=CHART_STYLE,
@@ -394,7 +349,7 @@ def main() -> None:
     rows = with_again(read_rows(named[""]), named["_again"])
     groups = list(dict.fromkeys(row["group"] for row in rows))
     test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
-    fitted = fit_of(rows)
+    fitted = fit(alike(rows))
     print_claims(with_teachers(test, named["_teachers"]), val, fitted)
     print_views(rows)
     print_again(rows)
@@ -404,14 +359,15 @@ def main() -> None:
     for device in devices:
         print_cost([row for row in rows if row.get("device") == device], f"{device}")
     print_start(rows)
-    drawings = {group: chart(rows, [group]) for group in groups if group not in KNOBS}
+    spreads = {group: group_spreads(rows, group) for group in groups if group not in KNOBS}
     if fitted is not None:
         print_knobs(rows, fitted)
-        drawings["knobs"] = chart(rows, KNOBS, fitted)
+        spreads["knobs"] = knob_spreads(rows, fitted)
     for group in groups:
         print_group(rows, group)
-    for name, drawn in drawings.items():
-        if drawn is not None:
+    for name, of_name in spreads.items():
+        if of_name:
+            drawn = draw(of_name, name)
             write_text(options.results / f"{options.dataset}-{name}.svg", drawn)
 
 

@@ -1,0 +1,77 @@
+"""What words claim of the method, as differences that rows answer.
+
+Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AGAIN = "again-"
+"""Before the name of a setting that was trained again on another device."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that words claim, as a difference of two settings on the same seeds."""
+
+    words: str
+    setting: str
+    against: str
+
+
+CLAIMS = (
+    *(
+        Claim(f"{words}{where}", f"{group}-{one}", f"{group}-{other}")
+        for group, where in (
+            ("main", ""),
+            ("student", ", the larger student"),
+            ("size", ", half the videos"),
+        )
+        for words, one, other in (
+            ("the method helps: all − labels", "all", "labels"),
+            ("two teachers help: uniform − labels", "uniform", "labels"),
+            ("DATW over uniform: datw − uniform", "datw", "uniform"),
+            ("SDD and RKD add: all − datw", "all", "datw"),
+        )
+    ),
+    Claim("the method helps with twice the epochs: all − labels", "longer-all", "longer-labels"),
+    Claim("SDD with twice the epochs: datw_sdd − labels", "longer-datw_sdd", "longer-labels"),
+    Claim("the method beats plain KD: all − uniform", "main-all", "main-uniform"),
+    Claim("the method beats one teacher: all − kd_cnn", "main-all", "main-kd_cnn"),
+    Claim("DATW and SDD beat plain KD: datw_sdd − uniform", "main-datw_sdd", "main-uniform"),
+    Claim("a second teacher helps: uniform − kd_cnn", "main-uniform", "main-kd_cnn"),
+    Claim("SDD adds: datw_sdd − datw", "main-datw_sdd", "main-datw"),
+    Claim("SDD adds beside RKD: all − datw_rkd", "main-all", "main-datw_rkd"),
+    Claim("RKD adds: datw_rkd − datw", "main-datw_rkd", "main-datw"),
+    Claim("RKD adds beside SDD: all − datw_sdd", "main-all", "main-datw_sdd"),
+    Claim("the CNN, like the student, helps most: kd_cnn − kd_vit", "main-kd_cnn", "main-kd_vit"),
+    Claim(
+        "SDD without DATW: SDD with uniform − uniform", "weighting-uniform-datw_sdd", "main-uniform"
+    ),
+    Claim("a fixed φ is better: datw_sdd − learned_sdd", "main-datw_sdd", "main-learned_sdd"),
+    Claim("the usual weights: entropy − uniform", "main-entropy", "main-uniform"),
+    Claim("DATW over the usual weights: datw − entropy", "main-datw", "main-entropy"),
+    Claim("a better KD: dkd − uniform", "main-dkd", "main-uniform"),
+    Claim("the method beats a better KD: all − dkd", "main-all", "main-dkd"),
+    Claim("features without logits: mimic − labels", "main-mimic", "main-labels"),
+    Claim("SDD beats features as such: datw_sdd − mimic", "main-datw_sdd", "main-mimic"),
+    Claim("the student is above the ViT teacher: all − ViT", "main-all", "vit"),
+    Claim("the student is above the CNN teacher: all − CNN", "main-all", "cnn"),
+    Claim("4 cached views − fresh ones: all", "main-all", "fresh-all"),
+    Claim("the method helps with fresh views: all − labels", "fresh-all", "fresh-labels"),
+    Claim("4 cached views of the method − fresh ones of labels", "main-all", "fresh-labels"),
+    Claim("fresh views help labels only", "fresh-labels", "main-labels"),
+    Claim("8 cached views − fresh ones: all", "views-8-all", "fresh-all"),
+    Claim("20 cached views − fresh ones: all", "views-20-all", "fresh-all"),
+    Claim("fresh views from a cache − teachers online", "fresh-all", "online-all"),
+    Claim("SDD adds: datw_sdd − datw of a CPU", "main-datw_sdd", f"{AGAIN}main-datw"),
+    Claim("DATW over uniform: datw of a CPU − uniform", f"{AGAIN}main-datw", "main-uniform"),
+    Claim("centring mends DATW: both on a CPU", "weighting-centred-datw", f"{AGAIN}main-datw"),
+    Claim("it mends it beside SDD too", "weighting-centred-datw_sdd", "main-datw_sdd"),
+    Claim("centred DATW and SDD: − uniform", "weighting-centred-datw_sdd", "main-uniform"),
+    Claim("centred DATW and SDD: − labels", "weighting-centred-datw_sdd", "main-labels"),
+    Claim("SDD beside centred DATW", "weighting-centred-datw_sdd", "weighting-centred-datw"),
+    Claim("centred DATW over uniform", "weighting-centred-datw", "main-uniform"),
+    Claim("8-bit fields: fixed8 − float16", "fields-fixed8-all", "main-all"),
+)
