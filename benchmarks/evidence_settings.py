@@ -81,11 +81,23 @@ _ALL = [
     *_knob("temperature", ("datw",), "distill.temperature", {"1": 1.0, "4": 4.0}),
     *_knob("weight", ("datw",), "distill.weights.kd", {"kd0.3": 0.3, "kd3": 3.0}),
     *_knob(
-        "weight", ("datw_sdd",), "distill.weights.sdd", {"sdd0.1": 0.1, "sdd2": 2.0, "sdd8": 8.0}
+        "weight",
+        ("datw_sdd",),
+        "distill.weights.sdd",
+        {"sdd0.1": 0.1, "sdd2": 2.0, "sdd8": 8.0, "sdd32": 32.0},
     ),
     *_knob("weight", ("datw_rkd",), "distill.weights.rkd", {"rkd0.003": 0.003, "rkd0.3": 0.3}),
     *_knob("weighting", ("datw", "datw_sdd"), "distill.weighting", {"centred": "datw_centred"}),
     *_knob("weighting", ("datw_sdd",), "distill.weighting", {"uniform": "uniform"}),
+    # SDD's λ that val prefers to the config's, in whole and in parts; and its rival's
+    *_of("stronger", ("all",), distill__weights__sdd=8.0),
+    Setting(
+        "stronger",
+        "stronger-uniform-datw_sdd",
+        "datw_sdd",
+        {"distill.weights.sdd": 8.0, "distill.weighting": "uniform"},
+    ),
+    *_of("stronger", ("mimic",), distill__weights__mimic=8.0),
     Setting("online", "online-all", "all", online=True, cost=3.0),
 ]
 SETTINGS = {setting.name: setting for setting in _ALL}
