@@ -1,6 +1,7 @@
 """What words claim of the method, as differences that rows answer.
 
-Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen.
+Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen, those of λ 8
+after SDD's with it.
 """
 
 from __future__ import annotations
@@ -74,4 +75,17 @@ CLAIMS = (
     Claim("SDD beside centred DATW", "weighting-centred-datw_sdd", "weighting-centred-datw"),
     Claim("centred DATW over uniform", "weighting-centred-datw", "main-uniform"),
     Claim("8-bit fields: fixed8 − float16", "fields-fixed8-all", "main-all"),
+    Claim("λ_sdd 8, the method helps: all − labels", "stronger-all", "main-labels"),
+    Claim("λ_sdd 8, the method beats plain KD: all − uniform", "stronger-all", "main-uniform"),
+    Claim(
+        "λ_sdd 8, SDD adds to plain KD: SDD with uniform − uniform",
+        "stronger-uniform-datw_sdd",
+        "main-uniform",
+    ),
+    Claim(
+        "λ_sdd 8, DATW beside SDD: datw_sdd − SDD with uniform",
+        "weight-sdd8-datw_sdd",
+        "stronger-uniform-datw_sdd",
+    ),
+    Claim("λ 8, SDD beats mimicry: datw_sdd − mimic", "weight-sdd8-datw_sdd", "stronger-mimic"),
 )
