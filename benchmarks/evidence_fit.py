@@ -1,7 +1,7 @@
 """Settings with few seeds: what is left of the noise when that of all settings is pooled.
 
-Which seed a student has moves its accuracy by as much as most settings do, and alike for all
-settings. So accuracy = setting + seed + noise, by least squares over all students of one kind:
+Which seed a student has moves its accuracy by as much as most settings do, and much alike
+in them. So accuracy = setting + seed + noise, by least squares over all students of one kind:
 differences of settings keep the seed out as pairing does, and their intervals use the noise of all
 students, not of two or three (two-way analysis of variance without interaction; Montgomery, Design
 and Analysis of Experiments, ch. 4). It takes the noise to be alike in all settings.
@@ -66,8 +66,8 @@ def fit(accuracies: Mapping[str, list[tuple[int, float]]]) -> Fit | None:
     # An effect is a setting's mean over the seeds, whatever was split between them.
     design[:, len(settings) :] -= 1 / max(len(seeds), 1)
     values = np.array([value for *_, value in students], np.float64)
-    found = np.linalg.lstsq(design, values)[0]
-    degrees = len(students) - int(np.linalg.matrix_rank(design))
+    found, _, rank, _ = np.linalg.lstsq(design, values)
+    degrees = len(students) - int(rank)
     if degrees < 1:
         return None
     variance = float(np.square(values - design @ found).sum()) / degrees

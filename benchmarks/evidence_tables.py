@@ -264,19 +264,30 @@ def print_claims(test: Figures, val: Figures, fitted: Fit | None) -> None:
         print(f"\nWithout rows so far: {'; '.join(waiting)}.")
 
 
+def knobs(rows: Sequence[Row], fitted: Fit) -> list[tuple[str, Row, str]]:
+    """The settings that turn a knob, each with one of its rows and its default, in their order.
+
+    Those whose default has no student are left out.
+    """
+    turned = [
+        (name, row, f"main-{row['variant']}")
+        for group in KNOBS
+        for name, row in members(rows, group).items()
+    ]
+    return [one for one in turned if one[2] in fitted.settings]
+
+
 def print_knobs(rows: Sequence[Row], fitted: Fit) -> None:
     """What each knob does, beside its default, with the noise of all students."""
     seeds = by_setting(rows, "test_top1")
     lines = []
-    for group in KNOBS:
-        for name, row in members(rows, group).items():
-            default = f"main-{row['variant']}"
-            changed = row["changes"].strip("{}") or "8-bit fields"
-            found = fitted.difference(name, default)
-            levels = [f"{100 * fitted.effect(one):.1f}" for one in (name, default)]
-            difference = shown(found, difference=True)
-            cells = [f"`{changed}`", f"`{row['variant']}`", len(seeds[name]), *levels]
-            lines.append([*cells, difference, verdict(found)])
+    for name, row, default in knobs(rows, fitted):
+        changed = row["changes"].strip("{}") or "8-bit fields"
+        found = fitted.difference(name, default)
+        levels = [f"{100 * fitted.effect(one):.1f}" for one in (name, default)]
+        difference = shown(found, difference=True)
+        cells = [f"`{changed}`", f"`{row['variant']}`", len(seeds[name]), *levels]
+        lines.append([*cells, difference, verdict(found)])
     if not lines:
         return
     noise = f"{100 * fitted.noise:.1f} points ({fitted.degrees} degrees of freedom)"
@@ -307,8 +318,7 @@ def knob_spreads(rows: Sequence[Row], fitted: Fit) -> list[Spread]:
     """
     students = alike(rows)
     spreads = []
-    for name, row in [pair for group in KNOBS for pair in members(rows, group).items()]:
-        default = f"main-{row['variant']}"
+    for name, _, default in knobs(rows, fitted):
         of_seed = {
             seed: np.mean([value for other, value in students[default] if other == seed])
             for seed, _ in students[default]

@@ -349,6 +349,36 @@ def test_a_fit_of_settings_and_seeds_is_pairing_where_all_have_all(
     assert fit({"a": known["a"]}) is None
 
 
+def test_knobs_are_held_against_their_default(
+    tmp_path: Path,
+    module: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Values of the test above, so its noise; a knob whose default nobody trained is left out."""
+    lines = ["group,setting,variant,seed,test_top1,minutes,changes"]
+    temperature = '"{""distill.temperature"": 1.0}"'
+    for group, setting, variant, changes, values in (
+        ("main", "main-uniform", "uniform", "{}", (0.5, 0.6)),
+        ("main", "main-datw", "datw", "{}", (0.52, 0.64)),
+        ("temperature", "temperature-1-datw", "datw", temperature, (0.6, 0.6)),
+        ("weight", "weight-sdd2-datw_sdd", "datw_sdd", "{}", (0.7,)),
+    ):
+        for seed, value in enumerate(values):
+            lines.append(f"{group},{setting},{variant},{seed},{value},1,{changes}")
+    (tmp_path / "it.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(sys, "argv", ["x", "--dataset", "it", "--results", str(tmp_path)])
+    module("evidence_tables").main()
+    printed = capsys.readouterr().out
+    assert "4 settings, fitted together; noise: 4.5 points (2 degrees of freedom)." in printed
+    knob = '`"distill.temperature": 1.0` | `datw` | 2 | 60.0 | 58.0 | +2.0 ± 19.6 | open |'
+    assert knob in printed
+    assert printed.count("| open |") == 2  # the other one is of DATW over uniform
+    drawn = (tmp_path / "it-knobs.svg").read_text()
+    assert drawn.count("<circle") == 2
+    assert "sdd2" not in drawn
+
+
 def test_intervals_are_wider_for_many_claims(module: Callable[[str], ModuleType]) -> None:
     """Of two values with half their distance 1 the half interval is t, here 1 / tan(π p / 2)."""
     tables = module("evidence_tables")
