@@ -348,7 +348,9 @@ def draw(spreads: Sequence[Spread], what: str) -> str:
 
 def main() -> None:
     """Print the tables, write the plots."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", default="figures_hard")
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
@@ -357,6 +359,8 @@ def main() -> None:
         for name in ("", "_again", "_short", "_teachers")
     }
     rows = with_again(read_rows(named[""]), named["_again"])
+    if not rows:
+        parser.error(f"{named['']} has no row: `python benchmarks/evidence.py run` writes them")
     groups = list(dict.fromkeys(row["group"] for row in rows))
     test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
     fitted = fit(alike(rows))

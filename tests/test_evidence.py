@@ -349,6 +349,19 @@ def test_a_fit_of_settings_and_seeds_is_pairing_where_all_have_all(
     assert fit({"a": known["a"]}) is None
 
 
+def test_tables_of_a_dataset_without_rows_are_an_error(
+    tmp_path: Path,
+    module: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--dataset", "nosuch", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        module("evidence_tables").main()
+    assert "nosuch.csv has no row: `python benchmarks/evidence.py run`" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_knobs_are_held_against_their_default(
     tmp_path: Path,
     module: Callable[[str], ModuleType],
