@@ -85,6 +85,7 @@ def check(run: Run) -> None:
 
 
 CLIENT = """
+import sys
 from dataclasses import replace
 from pathlib import Path
 from chain_making import options
@@ -92,6 +93,7 @@ from pipeline.config_file import load_config
 from stages.extract import extract
 
 if __name__ == "__main__":
+    sys.argv = sys.argv[1:]  # the test's, which its cache records
     run = load_config(Path("configs/mini.yaml"))
     extract(run, replace(options(run), workers=2))
 """
@@ -102,7 +104,7 @@ def test_killed_workers_and_a_killed_client_change_no_byte(small_chunks: Run) ->
     Path("client.py").write_text(CLIENT)
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     client = subprocess.Popen(
-        [sys.executable, "client.py", *sys.argv[1:]],  # which the cache records
+        [sys.executable, "client.py", *sys.argv],
         env={**os.environ, "PYTHONPATH": paths},
         stderr=subprocess.DEVNULL,
     )
