@@ -14,6 +14,7 @@ from stages.variants import NAMES
 
 FOUR = ("labels", "uniform", "datw", "all")
 EPOCHS = 60  # of the config
+LARGER = "pytorchvideo/x3d_tiny"  # the second student
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ def _knob(
 
 _ALL = [
     *_of("main", NAMES),
-    *_of("student", FOUR, 2.0, distill__student="pytorchvideo/x3d_tiny"),
+    *_of("student", FOUR, 2.3, distill__student=LARGER),
     Setting(  # with SDD's λ of the group `stronger`
         "student",
         "student-sdd8-all",
         "all",
-        {"distill.student": "pytorchvideo/x3d_tiny", "distill.weights.sdd": 8.0},
-        cost=2.0,
+        {"distill.student": LARGER, "distill.weights.sdd": 8.0},
+        cost=2.3,
     ),
     *_of("size", FOUR, 1.0, distill__fraction=0.5, distill__train__epochs=2 * EPOCHS),
     *_knob("views", ("all",), "distill.views", {"1": 1, "2": 2, "8": 8, "20": 20}),
