@@ -1,7 +1,7 @@
 """What words claim of the method, as differences that rows answer.
 
 Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen, those of λ 8
-after SDD's with it.
+after SDD's with it, the last seven after all of these.
 """
 
 from __future__ import annotations
@@ -88,4 +88,23 @@ CLAIMS = (
         "stronger-uniform-datw_sdd",
     ),
     Claim("λ 8, SDD beats mimicry: datw_sdd − mimic", "weight-sdd8-datw_sdd", "stronger-mimic"),
+    Claim(
+        "λ_sdd 8, the residual beats the ViT's own features: datw_sdd, aligned − vit",
+        "weight-sdd8-datw_sdd",
+        "stronger-vit-datw_sdd",
+    ),
+    *(
+        Claim(f"λ_sdd 8, {words}: all − {other}{where}", f"{group}-sdd8-all", f"{group}-{other}")
+        for group, where in (("student", ", the larger student"), ("size", ", half the videos"))
+        for words, other in (
+            ("the method helps", "labels"),
+            ("the method beats plain KD", "uniform"),
+        )
+    ),
+    Claim(
+        "λ_sdd 8, the method helps with fresh views: all − labels",
+        "fresh-sdd8-all",
+        "fresh-labels",
+    ),
+    Claim("λ_sdd 8, 4 cached views − fresh ones: all", "stronger-all", "fresh-sdd8-all"),
 )

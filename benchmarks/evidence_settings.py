@@ -14,7 +14,10 @@ from stages.variants import NAMES
 
 FOUR = ("labels", "uniform", "datw", "all")
 EPOCHS = 60  # of the config
-LARGER = "pytorchvideo/x3d_tiny"  # the second student
+LARGER = {"distill.student": "pytorchvideo/x3d_tiny"}  # the second student
+HALF = {"distill.fraction": 0.5, "distill.train.epochs": 2 * EPOCHS}  # so as many steps
+FRESH = {"distill.views": EPOCHS, "extract.views.count": EPOCHS}  # a view for each epoch
+SDD8 = {"distill.weights.sdd": 8.0}  # SDD's λ that val prefers to the config's
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,17 @@ class Setting:
         return self.fixed8 or any(name.startswith("extract.") for name in self.changes)
 
 
-def _of(group: str, variants: tuple[str, ...], cost: float = 1.0, **changes: Any) -> list[Setting]:
-    """A group that changes the same fields of some variants; `__` stands for a dot."""
-    dotted = {name.replace("__", "."): value for name, value in changes.items()}
-    return [Setting(group, f"{group}-{one}", one, dotted, cost=cost) for one in variants]
+def _of(
+    group: str,
+    variants: tuple[str, ...],
+    changes: Mapping[str, Any] | None = None,
+    *,
+    label: str = "",
+    cost: float = 1.0,
+) -> list[Setting]:
+    """A group, or a part of it with a label, that changes the same fields of some variants."""
+    prefix = f"{group}-{label}" if label else group
+    return [Setting(group, f"{prefix}-{one}", one, changes or {}, cost=cost) for one in variants]
 
 
 def _knob(
@@ -63,21 +73,15 @@ def _knob(
 
 _ALL = [
     *_of("main", NAMES),
-    *_of("student", FOUR, 2.3, distill__student=LARGER),
-    Setting(  # with SDD's λ of the group `stronger`
-        "student",
-        "student-sdd8-all",
-        "all",
-        {"distill.student": LARGER, "distill.weights.sdd": 8.0},
-        cost=2.3,
-    ),
-    *_of("size", FOUR, 1.0, distill__fraction=0.5, distill__train__epochs=2 * EPOCHS),
+    *_of("student", FOUR, LARGER, cost=2.3),
+    *_of("student", ("all",), {**LARGER, **SDD8}, label="sdd8", cost=2.3),
+    *_of("size", FOUR, HALF),
+    *_of("size", ("all",), {**HALF, **SDD8}, label="sdd8"),
     *_knob("views", ("all",), "distill.views", {"1": 1, "2": 2, "8": 8, "20": 20}),
     *_knob("views", ("labels",), "distill.views", {"1": 1, "20": 20}),
-    *_of("longer", ("labels", "datw_sdd", "all"), 2.0, distill__train__epochs=2 * EPOCHS),
-    *_of(  # a view for each epoch, in a cache of its own
-        "fresh", ("labels", "all"), distill__views=EPOCHS, extract__views__count=EPOCHS
-    ),
+    *_of("longer", ("labels", "datw_sdd", "all"), {"distill.train.epochs": 2 * EPOCHS}, cost=2.0),
+    *_of("fresh", ("labels", "all"), FRESH),
+    *_of("fresh", ("all",), {**FRESH, **SDD8}, label="sdd8"),
     *_knob("dim", ("datw_sdd",), "extract.projection.dim", {"8": 8, "64": 64}),
     *_knob(
         "grid", ("datw_sdd",), "extract.projection.grid", {"1x1x1": [1, 1, 1], "4x1x1": [4, 1, 1]}
@@ -97,15 +101,12 @@ _ALL = [
     *_knob("weight", ("datw_rkd",), "distill.weights.rkd", {"rkd0.003": 0.003, "rkd0.3": 0.3}),
     *_knob("weighting", ("datw", "datw_sdd"), "distill.weighting", {"centred": "datw_centred"}),
     *_knob("weighting", ("datw_sdd",), "distill.weighting", {"uniform": "uniform"}),
-    # SDD's λ that val prefers to the config's, in whole and in parts; and its rival's
-    *_of("stronger", ("all",), distill__weights__sdd=8.0),
-    Setting(
-        "stronger",
-        "stronger-uniform-datw_sdd",
-        "datw_sdd",
-        {"distill.weights.sdd": 8.0, "distill.weighting": "uniform"},
-    ),
-    *_of("stronger", ("mimic",), distill__weights__mimic=8.0),
+    # with SDD's λ of 8, in whole and in parts; and its rival's
+    *_of("stronger", ("all",), SDD8),
+    *_of("stronger", ("datw_sdd",), {**SDD8, "distill.weighting": "uniform"}, label="uniform"),
+    *_of("stronger", ("mimic",), {"distill.weights.mimic": 8.0}),
+    # and the control: the ViT's own features in place of the residual
+    *_of("stronger", ("datw_sdd",), {**SDD8, "extract.projection.kind": "vit"}, label="vit"),
     Setting("online", "online-all", "all", online=True, cost=3.0),
 ]
 SETTINGS = {setting.name: setting for setting in _ALL}

@@ -89,7 +89,7 @@ class Views(Section):
 class ProjectionConfig(Section):
     """φ: how the teachers' feature maps become the residual."""
 
-    kind: Literal["aligned", "pca", "random", "identity"]
+    kind: Literal["aligned", "pca", "random", "identity", "vit"]
     dim: Positive
     grid: Grid
     ridge: NonNegative

@@ -15,6 +15,8 @@ Kinds of (P, Q):
 - `pca`: each teacher's own first D principal axes.
 - `random`: orthonormal columns, drawn from a seed for each teacher.
 - `identity`: P = Q = 1, where both have the same number of channels.
+- `vit`: P as in `aligned`, Q = 0: the ViT's own features on the grid, nothing taken off. The control
+  that tells what the residual adds to any target with a grid.
 
 The residual is divided by one number, so that its mean square over the calibration vectors is 1
 (isotropic standardisation, PHI-S, arXiv 2410.01680). Source of the residual: arXiv 2511.09469.
@@ -34,7 +36,7 @@ from torch.nn import functional as F  # noqa: N812  (the field's own name)
 Grid = tuple[int, int, int]
 Float64 = npt.NDArray[np.float64]
 
-KINDS = ("aligned", "pca", "random", "identity")
+KINDS = ("aligned", "pca", "random", "identity", "vit")
 NOTHING_LEFT = 1e-10
 """A residual with less than this share of φ_V's variance is rounding, not knowledge."""
 
@@ -276,6 +278,8 @@ def _matrices(
         vit_matrix = _random_axes(vit_channels, dim, (seed, 0))
         return vit_matrix, _random_axes(cnn_channels, dim, (seed, 1))
     vit_matrix = _principal_axes(moments.vit, dim, "ViT")
+    if kind == "vit":
+        return vit_matrix, np.zeros((cnn_channels, dim))
     if kind == "pca":
         return vit_matrix, _principal_axes(moments.cnn, dim, "CNN")
     return vit_matrix, _regression(moments, vit_matrix, ridge)
@@ -367,9 +371,10 @@ def _check_request(kind: str, dim: int, ridge: float, vit_channels: int, cnn_cha
     if kind == "identity" and not dim == vit_channels == cnn_channels:
         raise ValueError(
             f"identity needs dim and both channels equal; got dim {dim}, {channels}: choose the "
-            "kind aligned, pca or random"
+            "kind aligned, pca, random or vit"
         )
-    limit = vit_channels if kind == "aligned" else min(vit_channels, cnn_channels)
+    of_vit = kind in ("aligned", "vit")  # their Q is not of axes of the CNN's own
+    limit = vit_channels if of_vit else min(vit_channels, cnn_channels)
     if not 1 <= dim <= limit:
         raise ValueError(
             f"dim {dim} must be from 1 to {limit} for kind {kind}; the maps have {channels}"

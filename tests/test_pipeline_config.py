@@ -164,7 +164,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         (
             "extract.projection.kind",
             "fancy",
-            "got 'fancy', expected 'aligned', 'pca', 'random' or 'identity'",
+            "got 'fancy', expected 'aligned', 'pca', 'random', 'identity' or 'vit'",
         ),
         (
             "prepare.source",

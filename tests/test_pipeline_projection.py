@@ -154,6 +154,20 @@ def test_the_identity_residual_is_the_difference_of_the_centred_maps() -> None:
     np.testing.assert_allclose(got, difference / np.sqrt((difference**2).mean()), atol=1e-4)
 
 
+def test_the_residual_of_the_vit_alone_is_its_principal_components() -> None:
+    vit_map, cnn_map = teacher_maps()
+    projection = fit("vit")
+    residual = rows(projection.residual(vit_map=vit_map, cnn_map=cnn_map))
+    other = projection.residual(vit_map=vit_map, cnn_map=torch.zeros_like(cnn_map))
+    assert np.array_equal(residual, rows(other))
+    vit = centred_cells()[0]
+    left, values, _ = np.linalg.svd(vit, full_matrices=False)
+    components = (left * values)[:, :DIM]
+    components /= np.sqrt((components**2).mean())
+    np.testing.assert_allclose(np.abs(residual), np.abs(components), atol=1e-4)
+    assert fit("vit", dim=VIT).dim == VIT  # more than the CNN has channels
+
+
 def test_the_residual_of_a_half_precision_map_is_computed_in_float32() -> None:
     vit_map, cnn_map = (feature_map.half() for feature_map in teacher_maps())
     projection = fit()
@@ -255,7 +269,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "learned"}, "'learned'; choose one of aligned, pca, random, identity"),
+        ({"kind": "learned"}, "'learned'; choose one of aligned, pca, random, identity, vit"),
         ({"dim": 13}, "dim 13 must be from 1 to 12 for kind aligned; the maps have 12 ViT and 9"),
         ({"dim": 10, "kind": "pca"}, "dim 10 must be from 1 to 9 for kind pca"),
         ({"dim": 10, "kind": "random"}, "dim 10 must be from 1 to 9 for kind random"),
