@@ -174,9 +174,12 @@ def machine() -> str:
     )
 
 
+def table_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in markdown, numbers to the right; ends without a line break."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table in markdown, numbers to the right."""
-    print("| " + " | ".join(head) + " |")
-    print("| --- |" + " ---: |" * (len(head) - 1))
-    for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |")
+    """Print a table in markdown."""
+    print(table_text(head, rows))

@@ -15,8 +15,8 @@ Kinds of (P, Q):
 - `pca`: each teacher's own first D principal axes.
 - `random`: orthonormal columns, drawn from a seed for each teacher.
 - `identity`: P = Q = 1, where both have the same number of channels.
-- `vit`: P as in `aligned`, Q = 0: the ViT's own features on the grid, nothing taken off. The control
-  that tells what the residual adds to any target with a grid.
+- `vit`: P as in `aligned`, Q = 0: the ViT's own features on the grid, nothing taken off. The
+  control that tells what the residual adds to any target with a grid.
 
 The residual is divided by one number, so that its mean square over the calibration vectors is 1
 (isotropic standardisation, PHI-S, arXiv 2410.01680). Source of the residual: arXiv 2511.09469.

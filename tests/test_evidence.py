@@ -8,6 +8,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_what_a_trainings_log_tells(tmp_path: Path, module: Callable[[str], Modu
 def test_the_plan_is_counted(evidence: Callable[..., str]) -> None:
     printed = evidence("list", "main", "size", "--seeds", "3", "--minutes", "2")
     assert "| main | 12 | 36 | 72 |" in printed
-    assert "| together | 16 | 48 | 96 |" in printed
+    assert "| together | 17 | 51 | 102 |" in printed
 
 
 def test_shortcuts_are_looked_for(
@@ -298,6 +299,8 @@ def test_tables_come_from_the_rows(
     (tmp_path / "it.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "it_short.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "it_teachers.csv").write_text("split,actions,vit,cnn\ntest,all,0.5,0.9\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("# It\n\n<!-- table number-of-views -->\nold\n<!-- end -->\n\nthe end\n")
     arguments = ["x", "--dataset", "it", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     module("evidence_tables").main()
@@ -327,16 +330,38 @@ def test_tables_come_from_the_rows(
         in printed
     )
     assert "| `all` | 2.00 | 1.33 |" in printed
-    assert "| 4 | 40.0 | 60.0 ± 0.0 | +20.0 | – |" in printed
+    views = "| 4 | 40.0 | 60.0 ± 0.0 | +20.0 | – |"
+    assert views in printed
+    places = readme.read_text().split("\n")
+    assert places[:3] == ["# It", "", "<!-- table number-of-views -->"]
+    assert places[5:] == [views, "<!-- end -->", "", "the end", ""]
     # One seed has labels; all three others are held against it.
     assert (tmp_path / "it-main.svg").read_text().count("<circle") == 3
+
+
+def test_the_documents_have_the_tables_of_the_rows(
+    tmp_path: Path, module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever adds rows runs evidence_tables.py; whoever edits a table by hand is told here."""
+    results = tmp_path / "results"
+    shutil.copytree(ROOT / "docs" / "results", results)
+    shutil.copy(ROOT / "docs" / "results.md", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["x", "--results", str(results)])
+    module("evidence_tables").main()
+    for name in ("results.md", "results/README.md"):
+        assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text()
+        assert "<!-- table " in (tmp_path / name).read_text()
+    wrong = results / "README.md"
+    wrong.write_text("<!-- table nosuch -->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match=r"README\.md: no table nosuch; there are claims, four,"):
+        module("evidence_tables").main()
 
 
 def test_a_fit_of_settings_and_seeds_is_pairing_where_all_have_all(
     module: Callable[[str], ModuleType],
 ) -> None:
     """Two settings: Student's paired interval; and what only one of them has changes neither."""
-    fit, estimate = module("evidence_fit").fit, module("evidence_tables").estimate
+    fit, estimate = module("evidence_fit").fit, module("evidence_figures").estimate
     drawn = np.random.default_rng(0).normal(0.4, 0.1, (2, 5))
     known = {name: list(enumerate(drawn[place])) for place, name in enumerate("ab")}
     paired = estimate(drawn[0] - drawn[1])
@@ -394,7 +419,7 @@ def test_knobs_are_held_against_their_default(
 
 def test_intervals_are_wider_for_many_claims(module: Callable[[str], ModuleType]) -> None:
     """Of two values with half their distance 1 the half interval is t, here 1 / tan(π p / 2)."""
-    tables = module("evidence_tables")
+    tables = module("evidence_figures")
     for claims in (1, 7):
         t = 1 / math.tan(math.pi * 0.05 / claims / 2)
         for mean in (0.999 * t, 1.001 * t):
