@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     try:
-        settings = chosen(options.groups)
+        settings, device = chosen(options.groups), find_device(options.device)
     except ValueError as error:
         parser.error(str(error))
     if options.what == "list":
@@ -269,7 +269,6 @@ def main() -> None:
             raise SystemExit(f"{folder} has no student of these settings: `run` trains them")
     console.print(f"{command()} -> {csv}")
     commit = options.commit or commit_of(Path(__file__).parent)  # of what trains from here on
-    device = find_device(options.device)
     machine = Machine(str(device), options.at_once, options.decoders)
     seeds = plan(run, settings, options.seeds, by_key(csv), smoke=options.smoke, device=device)
     for first in range(0, len(seeds), options.together):  # rows stand before the next ones train

@@ -23,7 +23,6 @@ from cache import open_cache
 from chain_making import write_config
 from pipeline.config import Run
 from pipeline.config_file import load_config
-from pipeline.devices import DeviceError
 from pipeline.models import create_model
 from pipeline.samples import read_samples
 from pipeline.weights import save_weights
@@ -450,9 +449,12 @@ def test_what_was_trained_again_on_a_device_is_the_reference_there(
     assert "| `main-datw` | 1 | 50.0 | – | – |" in printed
 
 
-def test_a_mistyped_option_makes_nothing(evidence: Callable[..., str], mini: Run) -> None:
-    with pytest.raises(DeviceError, match=r"--device 'banana' cannot be used: .*`cpu` needs none"):
+def test_a_mistyped_option_makes_nothing(
+    evidence: Callable[..., str], mini: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
         evidence("run", "temperature", "--device", "banana")
+    assert "error: --device 'banana' cannot be used: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evidence("run", "temperature", "--together", "0")
     with pytest.raises(SystemExit):
