@@ -2,7 +2,7 @@
 
 python benchmarks/evidence_tables.py  # prints the tables; fills docs/results*.md, draws the plots
 
-A document has a place for a table between `<!-- table NAME -->` and `<!-- end -->`.
+A document has a place for a table between `<!-- table DATASET NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FOUR = {
     "`all`, λ_sdd 8": ("stronger-all", "size-sdd8-all", "student-sdd8-all"),
 }
 """What a second amount of data and a second student repeat: the first column's settings, theirs."""
-_PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = r"(<!-- table {} (\S+) -->\n).*?(<!-- end -->)"
 
 
 def four_table(rows: Sequence[Row]) -> str:
@@ -208,17 +208,18 @@ def knobs_text(rows: Sequence[Row], fitted: Fit) -> str:
     )
 
 
-def fill(path: Path, tables: Mapping[str, str]) -> None:
-    """Put the tables where a document has places for them.
+def fill(path: Path, dataset: str, tables: Mapping[str, str]) -> None:
+    """Put a dataset's tables where a document has places for them.
 
     Raises:
         ValueError: there is no table of a place's name.
     """
     text = path.read_text(encoding="utf-8")
-    unknown = [name for _, name, _ in _PLACE.findall(text) if name not in tables]
+    place = re.compile(_PLACE.format(re.escape(dataset)), re.DOTALL)
+    unknown = [name for _, name, _ in place.findall(text) if name not in tables]
     if unknown:
         raise ValueError(f"{path}: no table {', '.join(unknown)}; there are {', '.join(tables)}")
-    write_text(path, _PLACE.sub(lambda place: f"{place[1]}{tables[place[2]]}\n{place[3]}", text))
+    write_text(path, place.sub(lambda found: f"{found[1]}{tables[found[2]]}\n{found[3]}", text))
 
 
 def main() -> None:
@@ -262,7 +263,7 @@ def main() -> None:
         print(f"\n## {name}\n\n{text}")
     for document in (options.results / "README.md", options.results.with_suffix(".md")):
         if document.is_file():
-            fill(document, tables)
+            fill(document, options.dataset, tables)
     for name, of_name in spreads.items():
         if of_name:
             drawn = draw(of_name, name)

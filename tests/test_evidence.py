@@ -299,7 +299,7 @@ def test_tables_come_from_the_rows(
     (tmp_path / "it_short.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "it_teachers.csv").write_text("split,actions,vit,cnn\ntest,all,0.5,0.9\n")
     readme = tmp_path / "README.md"
-    readme.write_text("# It\n\n<!-- table number-of-views -->\nold\n<!-- end -->\n\nthe end\n")
+    readme.write_text("# It\n\n<!-- table it number-of-views -->\nold\n<!-- end -->\n\nthe end\n")
     arguments = ["x", "--dataset", "it", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     module("evidence_tables").main()
@@ -332,7 +332,7 @@ def test_tables_come_from_the_rows(
     views = "| 4 | 40.0 | 60.0 ± 0.0 | +20.0 | – |"
     assert views in printed
     places = readme.read_text().split("\n")
-    assert places[:3] == ["# It", "", "<!-- table number-of-views -->"]
+    assert places[:3] == ["# It", "", "<!-- table it number-of-views -->"]
     assert places[5:] == [views, "<!-- end -->", "", "the end", ""]
     # One seed has labels; all three others are held against it.
     assert (tmp_path / "it-main.svg").read_text().count("<circle") == 3
@@ -345,13 +345,18 @@ def test_the_documents_have_the_tables_of_the_rows(
     results = tmp_path / "results"
     shutil.copytree(ROOT / "docs" / "results", results)
     shutil.copy(ROOT / "docs" / "results.md", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["x", "--results", str(results)])
-    module("evidence_tables").main()
+    for dataset in ("figures_hard", "demo"):
+        arguments = ["x", "--dataset", dataset, "--results", str(results)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        module("evidence_tables").main()
     for name in ("results.md", "results/README.md"):
         assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text()
-        assert "<!-- table " in (tmp_path / name).read_text()
+        assert "<!-- table figures_hard " in (tmp_path / name).read_text()
+    plots = [path.name for path in results.glob("*.svg")]
+    for name in plots:
+        assert (results / name).read_text() == (ROOT / "docs" / "results" / name).read_text()
     wrong = results / "README.md"
-    wrong.write_text("<!-- table nosuch -->\n<!-- end -->\n")
+    wrong.write_text("<!-- table demo nosuch -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match=r"README\.md: no table nosuch; there are claims, four,"):
         module("evidence_tables").main()
 
