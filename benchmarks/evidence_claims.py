@@ -1,7 +1,8 @@
 """What words claim of the method, as differences that rows answer.
 
 Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen, those of λ 8
-after SDD's with it, the last seven after all of these.
+after SDD's with it; the last eleven, and those of plain KD for the larger student and half the
+videos, after all of these.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ CLAIMS = (
     Claim("the method helps with twice the epochs: all − labels", "longer-all", "longer-labels"),
     Claim("SDD with twice the epochs: datw_sdd − labels", "longer-datw_sdd", "longer-labels"),
     Claim("the method beats plain KD: all − uniform", "main-all", "main-uniform"),
+    Claim(
+        "the method beats plain KD: all − uniform, the larger student",
+        "student-all",
+        "student-uniform",
+    ),
+    Claim("the method beats plain KD: all − uniform, half the videos", "size-all", "size-uniform"),
     Claim("the method beats one teacher: all − kd_cnn", "main-all", "main-kd_cnn"),
     Claim("DATW and SDD beat plain KD: datw_sdd − uniform", "main-datw_sdd", "main-uniform"),
     Claim("a second teacher helps: uniform − kd_cnn", "main-uniform", "main-kd_cnn"),
@@ -107,4 +114,12 @@ CLAIMS = (
         "fresh-labels",
     ),
     Claim("λ_sdd 8, 4 cached views − fresh ones: all", "stronger-all", "fresh-sdd8-all"),
+    *(
+        Claim(f"λ_sdd 8, {student} is above the {shown} teacher: all", setting, teacher)
+        for student, setting in (
+            ("the student", "stronger-all"),
+            ("the larger student", "student-sdd8-all"),
+        )
+        for teacher, shown in (("vit", "ViT"), ("cnn", "CNN"))
+    ),
 )
