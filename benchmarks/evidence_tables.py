@@ -41,40 +41,54 @@ from stages.intervals import estimate
 from stages.wording import points
 
 VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20", 60: "fresh"}
-FOUR = {
-    "`labels`": ("main-labels", "size-labels", "student-labels"),
-    "`uniform`": ("main-uniform", "size-uniform", "student-uniform"),
-    "`datw`": ("main-datw", "size-datw", "student-datw"),
-    "`all`": ("main-all", "size-all", "student-all"),
-    "`all`, λ_sdd 8": ("stronger-all", "size-sdd8-all", "student-sdd8-all"),
-}
-"""What a second amount of data and a second student repeat: the first column's settings, theirs."""
+PLACES = {"all videos": "main", "half of them": "size", "larger student": "student"}
+"""What is measured in several places: the words of a column, the group of its settings."""
+STRONGER = {"main": "stronger-all", "size": "size-sdd8-all", "student": "student-sdd8-all"}
 _PLACE = r"(<!-- table {} (\S+) -->\n).*?(<!-- end -->)"
 
 
-def four_table(rows: Sequence[Row]) -> str:
-    """The main variants in three places, each with its gain over labels only there."""
-    test = by_setting(rows, "test_top1")
+def variants_table(rows: Sequence[Row], timed: Sequence[Row]) -> str:
+    """The variants in three places, each with its gain over labels only there, and its time.
+
+    Args:
+        rows: all.
+        timed: those whose minutes tell what a training takes; may be none.
+    """
+    test, times = by_setting(rows, "test_top1"), shares_of_labels(timed)
+    settings = {
+        f"`{row['variant']}`": {group: f"{group}-{row['variant']}" for group in PLACES.values()}
+        for row in members(rows, "main").values()
+    }
     lines = []
-    for words, settings in FOUR.items():
+    for words, of_group in {**settings, "`all`, λ_sdd 8": STRONGER}.items():
         cells = []
-        for setting, labels in zip(settings, FOUR["`labels`"], strict=True):
-            over = None if setting == labels else gain(test, setting, labels)
-            cells += [shown(mean_of(test, setting)), shown(over, difference=True)]
-        lines.append([words, *cells])
-    places = ("all videos", "half of them", "larger student")
-    head = [cell for place in places for cell in (f"{place}, %", "over `labels`")]
-    return table_text(["variant", *head], lines)
+        for group in PLACES.values():
+            setting, labels = of_group[group], f"{group}-labels"
+            mean, over = mean_of(test, setting), gain(test, setting, labels)
+            known = [shown(mean), shown(over if setting != labels else None, difference=True)]
+            cells += known if mean else ["", ""]
+        lines.append([words, *cells, times.get(of_group["main"], "")])
+    head = [cell for place in PLACES for cell in (f"{place}, %", "over `labels`")]
+    return table_text(["variant", *head, "training time"], lines)
+
+
+def shares_of_labels(rows: Sequence[Row]) -> dict[str, str]:
+    """Setting of `main` → the mean time of its trainings, in that of labels only."""
+    minutes = by_setting(rows, "minutes")
+    labels = mean_of(minutes, "main-labels")
+    means = {name: mean_of(minutes, name) for name in members(rows, "main")}
+    return {
+        name: f"{mean.mean / labels.mean:.2f}" for name, mean in means.items() if mean and labels
+    }
 
 
 def cost_table(rows: Sequence[Row]) -> str:
     """What each variant's training takes, of one device's rows."""
-    minutes = by_setting(rows, "minutes")
-    lines = []
-    for name, row in members(rows, "main").items():
-        mean = estimate(list(minutes[name].values())).mean
-        share = mean / estimate(list(minutes["main-labels"].values())).mean
-        lines.append([f"`{row['variant']}`", f"{mean:.2f}", f"{share:.2f}"])
+    minutes, shares = by_setting(rows, "minutes"), shares_of_labels(rows)
+    lines = [
+        [f"`{row['variant']}`", f"{estimate(list(minutes[name].values())).mean:.2f}", shares[name]]
+        for name, row in members(rows, "main").items()
+    ]
     return table_text(["variant", "minutes", "× labels"], lines)
 
 
@@ -240,14 +254,15 @@ def main() -> None:
     groups = list(dict.fromkeys(row["group"] for row in rows))
     test, val = by_setting(rows, "test_top1"), by_setting(rows, "val_top1")
     fitted = fit(alike(rows))
+    short = read_rows(named["_short"])
     tables = {
         "claims": claims_text(with_teachers(test, named["_teachers"]), val, fitted),
-        "four": four_table(rows),
+        "variants": variants_table(rows, short),
         "number-of-views": views_table(rows),
         "again": again_table(rows),
     }
-    if named["_short"].is_file():
-        tables["cost-of-20-epochs"] = cost_table(read_rows(named["_short"]))
+    if short:
+        tables["cost-of-20-epochs"] = cost_table(short)
     for device in {str(row.get("device")) for row in rows if row["setting"] == "main-labels"}:
         of_device = [row for row in rows if str(row.get("device")) == device]
         tables[f"cost:{device}"] = cost_table(of_device)
