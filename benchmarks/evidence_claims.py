@@ -1,8 +1,8 @@
 """What words claim of the method, as differences that rows answer.
 
 Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen, those of λ 8
-after SDD's with it; the last eleven, and those of plain KD for the larger student and half the
-videos, after all of these.
+after SDD's with it; after all of these the last eleven, those of plain KD for the larger student
+and half the videos, and those of 1 and 2 views beside labels only.
 """
 
 from __future__ import annotations
@@ -68,7 +68,14 @@ CLAIMS = (
     Claim("the student is above the CNN teacher: all − CNN", "main-all", "cnn"),
     Claim("4 cached views − fresh ones: all", "main-all", "fresh-all"),
     Claim("the method helps with fresh views: all − labels", "fresh-all", "fresh-labels"),
-    Claim("4 cached views of the method − fresh ones of labels", "main-all", "fresh-labels"),
+    *(
+        Claim(f"{views} of the method − fresh ones of labels", f"{prefix}-all", "fresh-labels")
+        for views, prefix in (
+            ("1 cached view", "views-1"),
+            ("2 cached views", "views-2"),
+            ("4 cached views", "main"),
+        )
+    ),
     Claim("fresh views help labels only", "fresh-labels", "main-labels"),
     Claim("8 cached views − fresh ones: all", "views-8-all", "fresh-all"),
     Claim("20 cached views − fresh ones: all", "views-20-all", "fresh-all"),

@@ -19,6 +19,12 @@ Figures = Mapping[str, Mapping[int, float]]
 
 LABELS = ("main", "student", "size", "longer")
 """Groups that are held against labels only; the others against the same variant of `main`."""
+AGAINST = {
+    "fresh-sdd8-all": "stronger-all",
+    "stronger-uniform-datw_sdd": "weight-sdd8-datw_sdd",
+    "stronger-vit-datw_sdd": "weight-sdd8-datw_sdd",
+}
+"""Settings with another λ, which are held against the ones that differ in one thing only."""
 KNOBS = ("projection", "dim", "grid", "fields", "temperature", "weight")
 """Groups with few seeds, whose intervals use the noise of all students of the same kind."""
 TEACHERS = ("vit", "cnn")
@@ -60,6 +66,8 @@ def members(rows: Sequence[Row], group: str) -> dict[str, Row]:
 
 def reference_of(row: Row, rows: Sequence[Row]) -> str:
     """The setting that one is held against; what was trained again on the row's device is."""
+    if row["setting"] in AGAINST:
+        return AGAINST[row["setting"]]
     name = f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
     devices = {one.get("device") for one in rows if one["setting"] == AGAIN + name}
     return AGAIN + name if row.get("device") in devices else name

@@ -15,11 +15,13 @@ from stages.wording import points
 
 
 def group_spreads(rows: Sequence[Row], group: str) -> list[Spread]:
-    """The gains of each setting of a group, paired by seed."""
+    """The gains of each setting of a group, paired by seed; beside `main` the method with λ 8."""
     test = by_setting(rows, "test_top1")
+    pairs = [(name, reference_of(row, rows)) for name, row in members(rows, group).items()]
+    if group == "main":
+        pairs.append(("stronger-all", "main-labels"))
     spreads = []
-    for name, row in members(rows, group).items():
-        reference = reference_of(row, rows)
+    for name, reference in pairs:
         gains = differences(test, name, reference)
         if name == reference or not gains:
             continue

@@ -35,41 +35,57 @@ from evidence_figures import (
 )
 from evidence_fit import Fit, fit
 from evidence_plots import draw, group_spreads, knob_spreads
+from evidence_settings import FOUR
 from making import table_text
 from stages.files import write_text
 from stages.intervals import estimate
 from stages.wording import points
 
 VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20", 60: "fresh"}
-PLACES = {"all videos": "main", "half of them": "size", "larger student": "student"}
+PLACES = {"`x3d_nano`": "main", "half the videos": "size", "`x3d_tiny`": "student"}
 """What is measured in several places: the words of a column, the group of its settings."""
 STRONGER = {"main": "stronger-all", "size": "size-sdd8-all", "student": "student-sdd8-all"}
-_PLACE = r"(<!-- table {} (\S+) -->\n).*?(<!-- end -->)"
+_PLACE = r"(<!-- table {} (\S+) -->\n)(?:(?!<!-- table).)*?(<!-- end -->)"
 
 
 def variants_table(rows: Sequence[Row], timed: Sequence[Row]) -> str:
-    """The variants in three places, each with its gain over labels only there, and its time.
+    """Every variant, beside labels only and plain KD, and what its training takes.
 
     Args:
         rows: all.
-        timed: those whose minutes tell what a training takes; may be none.
+        timed: those whose minutes tell the time; may be none.
     """
     test, times = by_setting(rows, "test_top1"), shares_of_labels(timed)
+    words = {name: f"`{row['variant']}`" for name, row in members(rows, "main").items()}
+    lines = []
+    for setting, shown_as in {**words, STRONGER["main"]: "`all`, λ_sdd 8"}.items():
+        over = (
+            None if setting == reference else gain(test, setting, reference)
+            for reference in ("main-labels", "main-uniform")
+        )
+        gains = [shown(one, difference=True) for one in over]
+        time = times.get(setting.replace(STRONGER["main"], "main-all"), "–")  # λ costs nothing
+        lines.append([shown_as, shown(mean_of(test, setting)), *gains, time])
+    head = ["variant", "test top-1, %", "over `labels`", "over `uniform`", "training time"]
+    return table_text(head, lines)
+
+
+def places_table(rows: Sequence[Row]) -> str:
+    """The main variants in each place, with their gains over labels only there."""
+    test = by_setting(rows, "test_top1")
     settings = {
-        f"`{row['variant']}`": {group: f"{group}-{row['variant']}" for group in PLACES.values()}
-        for row in members(rows, "main").values()
+        f"`{name}`": {group: f"{group}-{name}" for group in PLACES.values()} for name in FOUR
     }
     lines = []
     for words, of_group in {**settings, "`all`, λ_sdd 8": STRONGER}.items():
         cells = []
-        for group in PLACES.values():
-            setting, labels = of_group[group], f"{group}-labels"
-            mean, over = mean_of(test, setting), gain(test, setting, labels)
-            known = [shown(mean), shown(over if setting != labels else None, difference=True)]
-            cells += known if mean else ["", ""]
-        lines.append([words, *cells, times.get(of_group["main"], "")])
+        for group, setting in of_group.items():
+            labels = f"{group}-labels"
+            over = None if setting == labels else gain(test, setting, labels)
+            cells += [shown(mean_of(test, setting)), shown(over, difference=True)]
+        lines.append([words, *cells])
     head = [cell for place in PLACES for cell in (f"{place}, %", "over `labels`")]
-    return table_text(["variant", *head, "training time"], lines)
+    return table_text(["variant", *head], lines)
 
 
 def shares_of_labels(rows: Sequence[Row]) -> dict[str, str]:
@@ -230,6 +246,9 @@ def fill(path: Path, dataset: str, tables: Mapping[str, str]) -> None:
     """
     text = path.read_text(encoding="utf-8")
     place = re.compile(_PLACE.format(re.escape(dataset)), re.DOTALL)
+    opened = text.count(f"<!-- table {dataset} ")
+    if opened != len(place.findall(text)):
+        raise ValueError(f"{path}: a table's place has no `<!-- end -->`")
     unknown = [name for _, name, _ in place.findall(text) if name not in tables]
     if unknown:
         raise ValueError(f"{path}: no table {', '.join(unknown)}; there are {', '.join(tables)}")
@@ -258,12 +277,14 @@ def main() -> None:
     tables = {
         "claims": claims_text(with_teachers(test, named["_teachers"]), val, fitted),
         "variants": variants_table(rows, short),
+        "places": places_table(rows),
         "number-of-views": views_table(rows),
         "again": again_table(rows),
     }
     if short:
         tables["cost-of-20-epochs"] = cost_table(short)
-    for device in {str(row.get("device")) for row in rows if row["setting"] == "main-labels"}:
+    labels = [str(row.get("device")) for row in rows if row["setting"] == "main-labels"]
+    for device in dict.fromkeys(labels):
         of_device = [row for row in rows if str(row.get("device")) == device]
         tables[f"cost:{device}"] = cost_table(of_device)
     start = start_text(rows)

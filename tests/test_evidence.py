@@ -318,7 +318,7 @@ def test_tables_come_from_the_rows(
     assert f"{of_datw} 8 |" in printed
     # Beside the means of settings and seeds: epochs ±0.25, of 9, 8 and 9, 7; accuracies ∓0.005.
     assert "goes with −2.0 points (correlation -1.00, 4 students of main)" in printed
-    assert "Other than 0 when adjusted for all 67 claims: the student is above the ViT t" in printed
+    assert "Other than 0 when adjusted for all 69 claims: the student is above the ViT t" in printed
     assert "Without rows so far: the method helps: all − labels, the larger student; " in printed
     assert (
         "| the student is above the ViT teacher: all − ViT | 2 | +10.0 ± 0.0 | above 0 | – | –"
@@ -359,6 +359,12 @@ def test_the_documents_have_the_tables_of_the_rows(
     wrong.write_text("<!-- table demo nosuch -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match=r"README\.md: no table nosuch; there are claims, vari"):
         module("evidence_tables").main()
+    wrong.write_text(
+        "<!-- table demo claims -->\nits text\n<!-- table demo again -->\n<!-- end -->\n"
+    )
+    with pytest.raises(ValueError, match=r"README\.md: a table's place has no `<!-- end -->`"):
+        module("evidence_tables").main()
+    assert "its text" in wrong.read_text()
 
 
 def test_a_fit_of_settings_and_seeds_is_pairing_where_all_have_all(
