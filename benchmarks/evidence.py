@@ -252,10 +252,11 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     try:
-        settings, device = chosen(options.groups), find_device(options.device)
+        settings = chosen(options.groups)
+        device = None if options.what == "list" else find_device(options.device)
     except ValueError as error:
         parser.error(str(error))
-    if options.what == "list":
+    if device is None:  # nothing is computed
         show(settings, options)
         return
     run = load_config(Path("configs") / f"{options.dataset}.yaml")

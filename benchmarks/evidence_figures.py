@@ -19,6 +19,8 @@ Figures = Mapping[str, Mapping[int, float]]
 
 LABELS = ("main", "student", "size", "longer")
 """Groups that are held against labels only; the others against the same variant of `main`."""
+STRONGER = {"main": "stronger-all", "size": "size-sdd8-all", "student": "student-sdd8-all"}
+"""The method with λ_sdd 8 in the place of a group."""
 AGAINST = {
     "fresh-sdd8-all": "stronger-all",
     "stronger-uniform-datw_sdd": "weight-sdd8-datw_sdd",

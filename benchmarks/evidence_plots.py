@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evidence_figures import Row, alike, by_setting, differences, knobs, members, reference_of
+from evidence_figures import (
+    STRONGER,
+    Row,
+    alike,
+    by_setting,
+    differences,
+    knobs,
+    members,
+    reference_of,
+)
 from evidence_fit import Fit
 from stages.ablation_table import CHART_STYLE
 from stages.charts import Spread, dot_chart
@@ -19,7 +28,7 @@ def group_spreads(rows: Sequence[Row], group: str) -> list[Spread]:
     test = by_setting(rows, "test_top1")
     pairs = [(name, reference_of(row, rows)) for name, row in members(rows, group).items()]
     if group == "main":
-        pairs.append(("stronger-all", "main-labels"))
+        pairs.append((STRONGER[group], "main-labels"))
     spreads = []
     for name, reference in pairs:
         gains = differences(test, name, reference)
