@@ -36,7 +36,7 @@ from making import print_table
 from online_feed import OnlineFeed
 from pipeline.config import Run
 from pipeline.config_file import load_config
-from pipeline.devices import find_device
+from pipeline.devices import find_device, processor
 from pipeline.resuming import Past
 from pipeline.samples import Samples, read_samples, samples_from_table
 from stages.ablation_results import check_unchanged
@@ -76,7 +76,7 @@ class Machine:
     def name(self) -> str:
         """Of the processor or the chip, for the rows."""
         if self.device == "cpu":
-            return "one core of a CPU"
+            return f"{processor()}, one core"
         return f"{torch.cuda.get_device_name(self.device)}, beside {self.at_once - 1} others"
 
 

@@ -1,8 +1,9 @@
 """What words claim of the method, as differences that rows answer.
 
 Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen, those of λ 8
-after SDD's with it; after all of these the last eleven, those of plain KD for the larger student
-and half the videos, and those of 1 and 2 views beside labels only.
+after SDD's with it; after all of these the last thirteen, those of plain KD for the larger student
+and half the videos, those of 1 and 2 views beside labels only, and that labels only gain by twice
+the epochs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ CLAIMS = (
         )
     ),
     Claim("the method helps with twice the epochs: all − labels", "longer-all", "longer-labels"),
-    Claim("SDD with twice the epochs: datw_sdd − labels", "longer-datw_sdd", "longer-labels"),
+    Claim("twice the epochs help labels only", "longer-labels", "main-labels"),
     Claim("the method beats plain KD: all − uniform", "main-all", "main-uniform"),
     Claim(
         "the method beats plain KD: all − uniform, the larger student",
@@ -76,6 +77,14 @@ CLAIMS = (
             ("4 cached views", "main"),
         )
     ),
+    *(
+        Claim(f"the method helps with {views}: all − labels", f"{prefix}-all", f"{prefix}-labels")
+        for views, prefix in (
+            ("1 cached view", "views-1"),
+            ("2 cached views", "views-2"),
+            ("8 cached views", "views-8"),
+        )
+    ),
     Claim("fresh views help labels only", "fresh-labels", "main-labels"),
     Claim("8 cached views − fresh ones: all", "views-8-all", "fresh-all"),
     Claim("20 cached views − fresh ones: all", "views-20-all", "fresh-all"),
@@ -104,7 +113,7 @@ CLAIMS = (
     Claim("λ 8, SDD beats mimicry: datw_sdd − mimic", "weight-sdd8-datw_sdd", "stronger-mimic"),
     Claim(
         "λ_sdd 8, the residual beats the ViT's own features: datw_sdd, aligned − vit",
-        "weight-sdd8-datw_sdd",
+        f"{AGAIN}weight-sdd8-datw_sdd",
         "stronger-vit-datw_sdd",
     ),
     *(
@@ -121,6 +130,12 @@ CLAIMS = (
         "fresh-labels",
     ),
     Claim("λ_sdd 8, 4 cached views − fresh ones: all", "stronger-all", "fresh-sdd8-all"),
+    Claim(
+        "λ_sdd 8, the method helps with twice the epochs: all − labels",
+        "longer-sdd8-all",
+        "longer-labels",
+    ),
+    Claim("λ_sdd 8: all − labels with twice the epochs", "stronger-all", "longer-labels"),
     *(
         Claim(f"λ_sdd 8, {student} is above the {shown} teacher: all", setting, teacher)
         for student, setting in (

@@ -19,7 +19,12 @@ Figures = Mapping[str, Mapping[int, float]]
 
 LABELS = ("main", "student", "size", "longer")
 """Groups that are held against labels only; the others against the same variant of `main`."""
-STRONGER = {"main": "stronger-all", "size": "size-sdd8-all", "student": "student-sdd8-all"}
+STRONGER = {
+    "main": "stronger-all",
+    "size": "size-sdd8-all",
+    "student": "student-sdd8-all",
+    "longer": "longer-sdd8-all",
+}
 """The method with λ_sdd 8 in the place of a group."""
 AGAINST = {
     "fresh-sdd8-all": "stronger-all",
@@ -67,25 +72,29 @@ def members(rows: Sequence[Row], group: str) -> dict[str, Row]:
 
 
 def reference_of(row: Row, rows: Sequence[Row]) -> str:
-    """The setting that one is held against; what was trained again on the row's device is."""
-    if row["setting"] in AGAINST:
-        return AGAINST[row["setting"]]
-    name = f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
-    devices = {one.get("device") for one in rows if one["setting"] == AGAIN + name}
-    return AGAIN + name if row.get("device") in devices else name
+    """The setting that one is held against; what was trained again on all its devices, is."""
+    of_group = f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
+    name = AGAINST.get(row["setting"], of_group)
+    devices, again = (
+        {one.get("device") for one in rows if one["setting"] == setting}
+        for setting in (row["setting"], AGAIN + name)
+    )
+    return AGAIN + name if devices <= again else name
 
 
 def alike(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
     """Setting → (seed, test top-1) of all students of one network, all videos, as many steps.
 
-    What was trained again on another device is the same setting once more.
+    What was trained again on another device is the same setting once more; a row that stands among
+    both is one student.
     """
-    students: dict[str, list[tuple[int, float]]] = {}
+    students: dict[str, dict[str, tuple[int, float]]] = {}
     for row in rows:
         if row["group"] == "main" or row["group"] not in LABELS:
             name = row["setting"].removeprefix(AGAIN)
-            students.setdefault(name, []).append((row["seed"], row["test_top1"]))
-    return students
+            one = f"{row['seed']} {row.get('device')}"
+            students.setdefault(name, {})[one] = (row["seed"], row["test_top1"])
+    return {name: [*ones.values()] for name, ones in students.items()}
 
 
 def mean_of(figures: Figures, setting: str) -> Estimate | None:

@@ -16,6 +16,7 @@ FOUR = ("labels", "uniform", "datw", "all")
 EPOCHS = 60  # of figures_hard; the groups that change them are of that set
 LARGER = {"distill.student": "pytorchvideo/x3d_tiny"}  # the second student
 HALF = {"distill.fraction": 0.5, "distill.train.epochs": 2 * EPOCHS}  # so as many steps
+LONGER = {"distill.train.epochs": 2 * EPOCHS}
 FRESH = {"distill.views": EPOCHS, "extract.views.count": EPOCHS}  # a view for each epoch
 SDD8 = {"distill.weights.sdd": 8.0}  # SDD's λ that val prefers to the config's
 
@@ -77,8 +78,10 @@ _ALL = [
     *_of("student", ("all",), {**LARGER, **SDD8}, label="sdd8", cost=2.3),
     *_of("size", FOUR, HALF),
     *_of("size", ("all",), {**HALF, **SDD8}, label="sdd8"),
-    *_knob("views", ("all", "labels"), "distill.views", {"1": 1, "2": 2, "8": 8, "20": 20}),
-    *_of("longer", ("labels", "datw_sdd", "all"), {"distill.train.epochs": 2 * EPOCHS}, cost=2.0),
+    *_knob("views", ("all", "labels"), "distill.views", {"1": 1, "2": 2, "8": 8}),
+    *_knob("views", ("all",), "distill.views", {"20": 20}),
+    *_of("longer", ("labels", "all"), LONGER, cost=2.0),
+    *_of("longer", ("all",), {**LONGER, **SDD8}, label="sdd8", cost=2.0),
     *_of("fresh", ("labels", "all"), FRESH),
     *_of("fresh", ("all",), {**FRESH, **SDD8}, label="sdd8"),
     *_knob("dim", ("datw_sdd",), "extract.projection.dim", {"8": 8, "64": 64}),

@@ -43,7 +43,12 @@ from stages.intervals import estimate
 from stages.wording import points
 
 VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20", 60: "fresh"}
-PLACES = {"`x3d_nano`": "main", "half the videos": "size", "`x3d_tiny`": "student"}
+PLACES = {
+    "`x3d_nano`": "main",
+    "twice the epochs": "longer",
+    "half the videos": "size",
+    "`x3d_tiny`": "student",
+}
 """What is measured in several places: the words of a column, the group of its settings."""
 _PLACE = r"(<!-- table {} (\S+) -->\n)(?:(?!<!-- table).)*?(<!-- end -->)"
 
@@ -80,8 +85,8 @@ def places_table(rows: Sequence[Row]) -> str:
     lines = []
     for words, of_group in {**settings, "`all`, λ_sdd 8": STRONGER}.items():
         cells = []
-        for group, setting in of_group.items():
-            labels = f"{group}-labels"
+        for group in PLACES.values():
+            setting, labels = of_group[group], f"{group}-labels"
             over = None if setting == labels else gain(test, setting, labels)
             cells += [shown(mean_of(test, setting)), shown(over, difference=True)]
         lines.append([words, *cells])

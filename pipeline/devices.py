@@ -1,12 +1,25 @@
-"""The device that a name means, found out to work before anything else is done."""
+"""Devices: which one a name means, found out to work before anything else; what a processor is."""
 
 from __future__ import annotations
+
+import platform
+from pathlib import Path
 
 import torch
 
 
 class DeviceError(ValueError):
     """A device cannot be used; the message says why."""
+
+
+def processor() -> str:
+    """The processor's name, on Linux; elsewhere its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def find_device(name: str) -> torch.device:

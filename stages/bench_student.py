@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import Run
+from pipeline.devices import processor
 from pipeline.exporting import describe, export_onnx, traced
 from pipeline.models import VideoModel, count_parameters, create_model
 from pipeline.onnx_files import INPUT, open_session
@@ -284,18 +284,8 @@ def _machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cores": os.cpu_count(),
-        "processor": _processor(),
+        "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": gpu,
         "packages": {name: version(name) for name in ("torch", "onnxruntime")},
     }
-
-
-def _processor() -> str:
-    """Its name, on Linux; elsewhere its kind."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

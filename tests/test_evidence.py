@@ -318,7 +318,7 @@ def test_tables_come_from_the_rows(
     assert f"{of_datw} 8 |" in printed
     # Beside the means of settings and seeds: epochs ±0.25, of 9, 8 and 9, 7; accuracies ∓0.005.
     assert "goes with −2.0 points (correlation -1.00, 4 students of main)" in printed
-    assert "Other than 0 when adjusted for all 69 claims: the student is above the ViT t" in printed
+    assert "Other than 0 when adjusted for all 74 claims: the student is above the ViT t" in printed
     assert "Without rows so far: the method helps: all − labels, the larger student; " in printed
     assert (
         "| the student is above the ViT teacher: all − ViT | 2 | +10.0 ± 0.0 | above 0 | – | –"
@@ -364,6 +364,29 @@ def test_the_documents_have_the_tables_of_the_rows(
     with pytest.raises(ValueError, match=r"README\.md: a table's place has no `<!-- end -->`"):
         module("evidence_tables").main()
     assert "its text" in wrong.read_text()
+
+
+def test_a_setting_is_held_against_what_its_devices_trained(
+    tmp_path: Path, module: Callable[[str], ModuleType]
+) -> None:
+    """Where one setting has a device that the repetition lacks, the first rows stay its measure."""
+
+    def row(setting: str, seed: int, device: str, value: float) -> dict[str, object]:
+        group, _, variant = setting.rpartition("-")
+        known = {"setting": setting, "group": group, "variant": variant, "seed": seed}
+        return {**known, "device": device, "test_top1": value}
+
+    first = [row("main-datw", seed, "a GPU" if seed else "a CPU", 0.4) for seed in (0, 1)]
+    again = [row("main-datw", seed, "a CPU", 0.4 + 0.1 * seed) for seed in (0, 1)]
+    pyarrow.csv.write_csv(pyarrow.Table.from_pylist(again), tmp_path / "again.csv")
+    ours = [row("weighting-datw", seed, "a CPU", 0.6) for seed in (0, 1)]
+    figures = module("evidence_figures")
+    rows = figures.with_again([*first, *ours], tmp_path / "again.csv")
+    assert figures.reference_of(ours[0], rows) == "again-main-datw"
+    mixed = [*rows, row("weighting-datw", 2, "a GPU", 0.6)]
+    assert figures.reference_of(ours[0], mixed) == "main-datw"
+    # The row that stands in both files is one student.
+    assert figures.alike(rows)["main-datw"] == [(0, 0.4), (1, 0.4), (1, 0.5)]
 
 
 def test_a_fit_of_settings_and_seeds_is_pairing_where_all_have_all(
