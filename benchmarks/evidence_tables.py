@@ -43,13 +43,8 @@ from stages.intervals import estimate
 from stages.wording import points
 
 VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20", 60: "fresh"}
-PLACES = {
-    "`x3d_nano`": "main",
-    "twice the epochs": "longer",
-    "half the videos": "size",
-    "`x3d_tiny`": "student",
-}
-"""What is measured in several places: the words of a column, the group of its settings."""
+PLACES = {"twice the epochs": "longer", "half the videos": "size", "`x3d_tiny`": "student"}
+"""What is measured elsewhere too: the words of a column, the group of its settings."""
 _PLACE = r"(<!-- table {} (\S+) -->\n)(?:(?!<!-- table).)*?(<!-- end -->)"
 
 
@@ -77,7 +72,7 @@ def variants_table(rows: Sequence[Row], timed: Sequence[Row]) -> str:
 
 
 def places_table(rows: Sequence[Row]) -> str:
-    """The main variants in each place, with their gains over labels only there."""
+    """The main variants elsewhere, with their gains over labels only there."""
     test = by_setting(rows, "test_top1")
     settings = {
         f"`{name}`": {group: f"{group}-{name}" for group in PLACES.values()} for name in FOUR
@@ -88,10 +83,10 @@ def places_table(rows: Sequence[Row]) -> str:
         for group in PLACES.values():
             setting, labels = of_group[group], f"{group}-labels"
             over = None if setting == labels else gain(test, setting, labels)
-            cells += [shown(mean_of(test, setting)), shown(over, difference=True)]
+            mean = shown(mean_of(test, setting))
+            cells.append(f"{mean} ({shown(over, difference=True)})" if over else mean)
         lines.append([words, *cells])
-    head = [cell for place in PLACES for cell in (f"{place}, %", "over `labels`")]
-    return table_text(["variant", *head], lines)
+    return table_text(["variant", *(f"{place}, %" for place in PLACES)], lines)
 
 
 def shares_of_labels(rows: Sequence[Row]) -> dict[str, str]:
@@ -123,6 +118,19 @@ def again_table(rows: Sequence[Row]) -> str:
         if (first := name.removeprefix(AGAIN)) != name
     ]
     return table_text(["setting", "test top-1, %", "over the first rows"], lines)
+
+
+def budget_table(rows: Sequence[Row]) -> str:
+    """The students of each device, and how long these trained, all together."""
+    students = {
+        (row["setting"].removeprefix(AGAIN), row["seed"], str(row.get("device"))): row["minutes"]
+        for row in rows
+    }
+    lines = []
+    for device in dict.fromkeys(name for _, _, name in students):
+        minutes = [one for (_, _, name), one in students.items() if name == device]
+        lines.append([device, len(minutes), f"{sum(minutes) / 60:.1f}"])
+    return table_text(["device", "students", "hours"], lines)
 
 
 def start_text(rows: Sequence[Row]) -> str | None:
@@ -285,6 +293,7 @@ def main() -> None:
         "variants": variants_table(rows, short),
         "places": places_table(rows),
         "number-of-views": views_table(rows),
+        "budget": budget_table(rows),
     }
     if named["_again"].is_file():
         tables["again"] = again_table(rows)
