@@ -54,7 +54,8 @@ COLUMNS = (
 )
 """Of the CSV. Accuracies are shares of 1, `minutes` those of the training, beside others;
 `train_top1` is that of the last epoch's batches, as the student saw them; `left_start` is the first
-epoch, from 1, whose mean cross-entropy is below `LEFT` of a guesser's; `command` trained it."""
+epoch, from 1, whose mean cross-entropy is below `LEFT` of a guesser's; `commit`, `device` and
+`command` are of the call that ended its training."""
 LEFT = 0.85
 
 
@@ -85,7 +86,7 @@ def command() -> str:
     return f"python {shlex.join(sys.argv)}"
 
 
-def train(planned: Sequence[Planned], machine: Machine) -> None:
+def train(planned: Sequence[Planned], machine: Machine, commit: str) -> None:
     """Train what is not trained yet; what fails is told and left to the next call."""
     check_unchanged([one.student for one in planned])
     waiting = [one for one in planned if not one.student.trained]
@@ -116,7 +117,7 @@ def train(planned: Sequence[Planned], machine: Machine) -> None:
         clips = waiting[index].part.num_usable  # of an epoch
         rates = [record["clips_per_sec"] for record in future.result().records]
         minutes = sum(clips / rate for rate in rates) / 60
-        student.keep(minutes=minutes, command=command())
+        student.keep(minutes=minutes, command=command(), commit=commit, trained_on=machine.name)
         student.end(samples_from_table(waiting[index].cache.samples, "the cache").heads)
 
     if jobs:
@@ -161,7 +162,7 @@ def of_training(metrics: Path, classes: int) -> dict[str, float | int | None]:
     return {"train_top1": records[-1]["accuracy/action"], "left_start": left}
 
 
-def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
+def row_of(run: Run, one: Planned) -> dict[str, Any]:
     """Of the CSV."""
     result = one.student.result
     scores, test = result["scores"], run.evaluate.split
@@ -180,8 +181,8 @@ def row_of(run: Run, one: Planned, commit: str, device: str) -> dict[str, Any]:
         "loss": one.student.variant.loss,
         "cache": one.cache.fingerprint[:16],
         "config_sha256": config_sha256(one.student.run),
-        "commit": commit,
-        "device": device,
+        "commit": result.get("commit"),
+        "device": result.get("trained_on"),
         "command": result.get("command"),
     }
 
@@ -196,12 +197,12 @@ def by_key(path: Path) -> dict[Key, dict[str, Any]]:
     return {(row["setting"], row["seed"]): row for row in read_rows(path)}
 
 
-def add_rows(run: Run, path: Path, planned: Sequence[Planned], commit: str, device: str) -> None:
+def add_rows(run: Run, path: Path, planned: Sequence[Planned]) -> None:
     """Write the CSV with the rows of all that are scored; a row that stands stays as it is."""
     rows = by_key(path)
     for one in planned:
         if "scores" in one.student.result:
-            rows.setdefault(one.key, row_of(run, one, commit, device))
+            rows.setdefault(one.key, row_of(run, one))
     names = {name: place for place, name in enumerate(GROUPS)}
     ordered = sorted(
         rows.values(), key=lambda row: (names[row["group"]], row["setting"], row["seed"])
@@ -269,15 +270,15 @@ def main() -> None:
         if not settings:
             raise SystemExit(f"{folder} has no student of these settings: `run` trains them")
     console.print(f"{command()} -> {csv}")
-    commit = options.commit or commit_of(Path(__file__).parent)  # of what trains from here on
+    commit = options.commit or commit_of(Path(__file__).parent)
     machine = Machine(str(device), options.at_once, options.decoders)
     seeds = plan(run, settings, options.seeds, by_key(csv), smoke=options.smoke, device=device)
     for first in range(0, len(seeds), options.together):  # rows stand before the next ones train
         planned = list(chain.from_iterable(seeds[first : first + options.together]))
         if options.what == "run":
-            train(planned, machine)
+            train(planned, machine, commit)
         score_all(run, planned, machine)
-        add_rows(run, csv, planned, commit, machine.name)
+        add_rows(run, csv, planned)
 
 
 def show(settings: Sequence[Setting], options: argparse.Namespace) -> None:

@@ -29,9 +29,11 @@ STRONGER = {
 AGAINST = {
     "fresh-sdd8-all": "stronger-all",
     "stronger-uniform-datw_sdd": "weight-sdd8-datw_sdd",
-    "stronger-vit-datw_sdd": "weight-sdd8-datw_sdd",
+    "stronger-vit-datw_sdd": f"{AGAIN}weight-sdd8-datw_sdd",
+    "weighting-centred-datw": f"{AGAIN}main-datw",
+    "online-all": "fresh-all",
 }
-"""Settings with another λ, which are held against the ones that differ in one thing only."""
+"""Settings that are held against another: what differs in one thing only, of their device."""
 KNOBS = ("projection", "dim", "grid", "fields", "temperature", "weight")
 """Groups with few seeds, whose intervals use the noise of all students of the same kind."""
 TEACHERS = ("vit", "cnn")
@@ -71,15 +73,10 @@ def members(rows: Sequence[Row], group: str) -> dict[str, Row]:
     return {name: known[name] for name in SETTINGS if name in known}
 
 
-def reference_of(row: Row, rows: Sequence[Row]) -> str:
-    """The setting that one is held against; what was trained again on all its devices, is."""
+def reference_of(row: Row) -> str:
+    """The setting that a row's is held against."""
     of_group = f"{row['group']}-labels" if row["group"] in LABELS else f"main-{row['variant']}"
-    name = AGAINST.get(row["setting"], of_group)
-    devices, again = (
-        {one.get("device") for one in rows if one["setting"] == setting}
-        for setting in (row["setting"], AGAIN + name)
-    )
-    return AGAIN + name if devices <= again else name
+    return AGAINST.get(row["setting"], of_group)
 
 
 def alike(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:

@@ -26,7 +26,7 @@ from stages.wording import points
 def group_spreads(rows: Sequence[Row], group: str) -> list[Spread]:
     """The gains of each setting of a group, paired by seed; beside `main` the method with λ 8."""
     test = by_setting(rows, "test_top1")
-    pairs = [(name, reference_of(row, rows)) for name, row in members(rows, group).items()]
+    pairs = [(name, reference_of(row)) for name, row in members(rows, group).items()]
     if group == "main":
         pairs.append((STRONGER[group], "main-labels"))
     spreads = []

@@ -2,7 +2,8 @@
 
 python benchmarks/evidence_tables.py  # prints the tables; fills docs/results*.md, draws the plots
 
-A document has a place for a table between `<!-- table DATASET NAME -->` and `<!-- end -->`.
+A document has a place for a table between `<!-- table DATASET NAME -->` and `<!-- end -->`; the
+plots that it names are drawn.
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ from stages.intervals import estimate
 from stages.wording import points
 
 VIEWS = {1: "views-1", 2: "views-2", 4: "main", 8: "views-8", 20: "views-20", 60: "fresh"}
+PARTS = ("labels", "kd_vit", "kd_cnn", "uniform", "datw", "datw_sdd", "datw_rkd", "all")
+"""Variants that are the method or a part of it."""
 PLACES = {"twice the epochs": "longer", "half the videos": "size", "`x3d_tiny`": "student"}
 """What is measured elsewhere too: the words of a column, the group of its settings."""
 _PLACE = r"(<!-- table {} (\S+) -->\n)(?:(?!<!-- table).)*?(<!-- end -->)"
 
 
 def variants_table(rows: Sequence[Row], timed: Sequence[Row]) -> str:
-    """Every variant, beside labels only and plain KD, and what its training takes.
+    """The method and its parts, beside labels only and plain KD, and what their training takes.
 
     Args:
         rows: all.
@@ -58,9 +61,13 @@ def variants_table(rows: Sequence[Row], timed: Sequence[Row]) -> str:
     test, times = by_setting(rows, "test_top1"), shares_of_labels(timed)
     if "main-all" in times:  # another λ takes no other time
         times[STRONGER["main"]] = times["main-all"]
-    words = {name: f"`{row['variant']}`" for name, row in members(rows, "main").items()}
+    chosen = {
+        name: f"`{row['variant']}`"
+        for name, row in members(rows, "main").items()
+        if row["variant"] in PARTS
+    }
     lines = []
-    for setting, shown_as in {**words, STRONGER["main"]: "`all`, λ_sdd 8"}.items():
+    for setting, shown_as in {**chosen, STRONGER["main"]: "`all`, λ_sdd 8"}.items():
         over = (
             None if setting == reference else gain(test, setting, reference)
             for reference in ("main-labels", "main-uniform")
@@ -110,14 +117,25 @@ def cost_table(rows: Sequence[Row]) -> str:
 
 
 def again_table(rows: Sequence[Row]) -> str:
-    """What was trained again on another device, beside the rows that it repeats."""
-    test = by_setting(rows, "test_top1")
-    lines = [
-        [f"`{name}`", shown(mean_of(test, name)), shown(gain(test, name, first), difference=True)]
-        for name in test
-        if (first := name.removeprefix(AGAIN)) != name
-    ]
-    return table_text(["setting", "test top-1, %", "over the first rows"], lines)
+    """What was trained again on another device, beside the rows that it repeats.
+
+    A row that stands among both repeats none.
+    """
+    test, device = by_setting(rows, "test_top1"), by_setting(rows, "device")
+    lines = []
+    for name in test:
+        first = name.removeprefix(AGAIN)
+        if first == name:
+            continue
+        repeated = {
+            seed: value
+            for seed, value in test[name].items()
+            if device[first].get(seed) != device[name][seed]
+        }
+        over = gain({**test, name: repeated}, name, first)
+        shown_as = [shown(mean_of(test, name)), shown(over, difference=True)]
+        lines.append([f"`{name}`", *shown_as, len(repeated)])
+    return table_text(["setting", "test top-1, %", "over the first rows", "seeds"], lines)
 
 
 def budget_table(rows: Sequence[Row]) -> str:
@@ -166,7 +184,7 @@ def group_table(rows: Sequence[Row], group: str) -> str:
     )
     lines = []
     for setting, row in members(rows, group).items():
-        reference = reference_of(row, rows)
+        reference = reference_of(row)
         over = None if setting == reference else gain(test, setting, reference)
         left = mean_of(start, setting)
         lines.append(
@@ -302,7 +320,8 @@ def main() -> None:
     labels = [str(row.get("device")) for row in rows if row["setting"] == "main-labels"]
     for device in dict.fromkeys(labels):
         of_device = [row for row in rows if str(row.get("device")) == device]
-        tables[f"cost:{device}"] = cost_table(of_device)
+        name = "-".join(re.findall(r"\w+", device))
+        tables[f"cost-{name}"] = cost_table(of_device)
     start = start_text(rows)
     if start is not None:
         tables["start"] = start
@@ -313,13 +332,15 @@ def main() -> None:
     tables |= {group: group_table(rows, group) for group in groups}
     for name, text in tables.items():
         print(f"\n## {name}\n\n{text}")
-    for document in (options.results / "README.md", options.results.with_suffix(".md")):
-        if document.is_file():
-            fill(document, options.dataset, tables)
+    places = (options.results / "README.md", options.results.with_suffix(".md"))
+    documents = [one for one in places if one.is_file()]
+    for document in documents:
+        fill(document, options.dataset, tables)
+    texts = [document.read_text(encoding="utf-8") for document in documents]
     for name, of_name in spreads.items():
-        if of_name:
-            drawn = draw(of_name, name)
-            write_text(options.results / f"{options.dataset}-{name}.svg", drawn)
+        plot = options.results / f"{options.dataset}-{name}.svg"
+        if of_name and any(plot.name in text for text in texts):
+            write_text(plot, draw(of_name, name))
 
 
 if __name__ == "__main__":

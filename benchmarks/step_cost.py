@@ -50,7 +50,7 @@ from stages.teachers import Teachers, features, placed
 
 ROOT = Path(__file__).parents[1]
 MOST = 1.05  # of the supervised step
-ALL_TERMS = Weights(kd=1.0, sdd=0.5, rkd=0.03)  # as in configs/k400.yaml
+ALL_TERMS = Weights(kd=1.0, sdd=8.0, rkd=0.03)  # as in configs/k400.yaml
 WITHOUT_BRANCH = Weights(kd=1.0, sdd=0.0, rkd=0.03)
 VIDEO = (340, 256)
 CHUNK_SAMPLES = 64

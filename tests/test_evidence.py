@@ -275,6 +275,35 @@ def test_targets_are_held_against_the_labels(
     assert re.search(r"\| whoever is right leads \| [0-9.]+% \| 100\.0% \|", printed), printed
 
 
+def test_relations_are_held_against_the_vits(
+    mini: Run,
+    module: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same features, larger, have the same relations; three in a row have another angle."""
+    line = module("relation_quality").line
+    corner = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    assert line("it", [2 * corner], [corner]) == ["it", "0.0000", "0.0000", "0.0000", "1.00"]
+    # Distances 3, 4, 5 beside 1, 1, 2, by their means; cosines 0, 0.6, 0.8 beside −1, 1, 1.
+    straight = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    distance = np.mean([0.5 * (a / 4 - b * 0.75) ** 2 for a, b in ((3, 1), (4, 1), (5, 2))])
+    angle = np.mean([0.5 * (a - b) ** 2 for a, b in ((0, -1), (0.6, 1), (0.8, 1))])
+    found = line("it", [corner], [straight])
+    assert [float(one) for one in found[1:4]] == pytest.approx(
+        [distance, angle, distance + 2 * angle], abs=1e-4
+    )
+    assert found[4] == "0.87"  # of 3, 4, 5 and 1, 1, 2: √3 / 2
+    student = create_model(mini.distill.student, dict(read_samples(mini.samples_path).heads))
+    save_weights(student, mini.outputs / "evidence" / "it" / "last.safetensors", {})
+    monkeypatch.setattr(sys, "argv", ["x", "it", "--dataset", "mini"])
+    module("relation_quality").main()
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"^\| `it` \| 0\.\d+ \| 0\.\d+ \| 0\.\d+ \| -?[01]\.\d\d \|$", printed, re.M
+    ), printed
+
+
 def test_tables_come_from_the_rows(
     tmp_path: Path,
     module: Callable[[str], ModuleType],
@@ -299,7 +328,9 @@ def test_tables_come_from_the_rows(
     (tmp_path / "it_short.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "it_teachers.csv").write_text("split,actions,vit,cnn\ntest,all,0.5,0.9\n")
     readme = tmp_path / "README.md"
-    readme.write_text("# It\n\n<!-- table it number-of-views -->\nold\n<!-- end -->\n\nthe end\n")
+    readme.write_text(
+        "# It\n\n<!-- table it number-of-views -->\nold\n<!-- end -->\n\n![](it-main.svg)\n"
+    )
     arguments = ["x", "--dataset", "it", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     module("evidence_tables").main()
@@ -333,7 +364,7 @@ def test_tables_come_from_the_rows(
     assert views in printed
     places = readme.read_text().split("\n")
     assert places[:3] == ["# It", "", "<!-- table it number-of-views -->"]
-    assert places[5:] == [views, "<!-- end -->", "", "the end", ""]
+    assert places[5:] == [views, "<!-- end -->", "", "![](it-main.svg)", ""]
     # One seed has labels; all three others are held against it.
     assert (tmp_path / "it-main.svg").read_text().count("<circle") == 3
 
@@ -366,27 +397,25 @@ def test_the_documents_have_the_tables_of_the_rows(
     assert "its text" in wrong.read_text()
 
 
-def test_a_setting_is_held_against_what_its_devices_trained(
+def test_a_row_that_stands_among_the_repeated_is_one_student(
     tmp_path: Path, module: Callable[[str], ModuleType]
 ) -> None:
-    """Where one setting has a device that the repetition lacks, the first rows stay its measure."""
+    """Seed 0 is a CPU's in the first place; seed 1 was trained again, and gains 0.1."""
 
-    def row(setting: str, seed: int, device: str, value: float) -> dict[str, object]:
-        group, _, variant = setting.rpartition("-")
-        known = {"setting": setting, "group": group, "variant": variant, "seed": seed}
-        return {**known, "device": device, "test_top1": value}
+    def row(seed: int, device: str, value: float) -> dict[str, object]:
+        known = {"setting": "main-datw", "group": "main", "variant": "datw", "seed": seed}
+        return {**known, "device": device, "test_top1": value, "minutes": 90.0}
 
-    first = [row("main-datw", seed, "a GPU" if seed else "a CPU", 0.4) for seed in (0, 1)]
-    again = [row("main-datw", seed, "a CPU", 0.4 + 0.1 * seed) for seed in (0, 1)]
+    first = [row(0, "a CPU", 0.4), row(1, "a GPU", 0.4)]
+    again = [row(0, "a CPU", 0.4), row(1, "a CPU", 0.5)]
     pyarrow.csv.write_csv(pyarrow.Table.from_pylist(again), tmp_path / "again.csv")
-    ours = [row("weighting-datw", seed, "a CPU", 0.6) for seed in (0, 1)]
-    figures = module("evidence_figures")
-    rows = figures.with_again([*first, *ours], tmp_path / "again.csv")
-    assert figures.reference_of(ours[0], rows) == "again-main-datw"
-    mixed = [*rows, row("weighting-datw", 2, "a GPU", 0.6)]
-    assert figures.reference_of(ours[0], mixed) == "main-datw"
-    # The row that stands in both files is one student.
+    figures, tables = module("evidence_figures"), module("evidence_tables")
+    rows = figures.with_again(first, tmp_path / "again.csv")
     assert figures.alike(rows)["main-datw"] == [(0, 0.4), (1, 0.4), (1, 0.5)]
+    assert "| `again-main-datw` | 45.0 ± 63.5 | +10.0 | 1 |" in tables.again_table(rows)
+    budget = tables.budget_table(rows)
+    assert "| a CPU | 2 | 3.0 |" in budget
+    assert "| a GPU | 1 | 1.5 |" in budget
 
 
 def test_a_fit_of_settings_and_seeds_is_pairing_where_all_have_all(
@@ -436,6 +465,7 @@ def test_knobs_are_held_against_their_default(
     ):
         for seed, value in enumerate(values):
             lines.append(f"{group},{setting},{variant},{seed},{value},1,{changes}")
+    (tmp_path / "README.md").write_text("![](it-knobs.svg)\n")
     (tmp_path / "it.csv").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(sys, "argv", ["x", "--dataset", "it", "--results", str(tmp_path)])
     module("evidence_tables").main()
