@@ -15,9 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -32,7 +29,7 @@ import torch
 from cache import TeacherCache
 from evidence_plan import Key, Planned, config_sha256, plan
 from evidence_settings import GROUPS, Setting, chosen
-from making import print_table
+from making import command, commit_of, print_table
 from online_feed import OnlineFeed
 from pipeline.config import Run
 from pipeline.config_file import load_config
@@ -79,11 +76,6 @@ class Machine:
         if self.device == "cpu":
             return f"{processor()}, one core"
         return f"{torch.cuda.get_device_name(self.device)}, beside {self.at_once - 1} others"
-
-
-def command() -> str:
-    """That was typed."""
-    return f"python {shlex.join(sys.argv)}"
 
 
 def train(planned: Sequence[Planned], machine: Machine, commit: str) -> None:
@@ -209,17 +201,6 @@ def add_rows(run: Run, path: Path, planned: Sequence[Planned]) -> None:
     )
     complete = [{name: row.get(name) for name in COLUMNS} for row in ordered]
     write_csv(path, pa.Table.from_pylist(complete))
-
-
-def commit_of(folder: Path) -> str:
-    """The commit that is checked out; `+` where tracked files but results differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    changed = git("status", "-s", "-uno", "--", ":/", ":/!docs/results")
-    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
 
 
 def counted(text: str) -> int:

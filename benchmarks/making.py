@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -172,6 +175,22 @@ def machine() -> str:
         f"{os.cpu_count()} cores of {platform.machine()}, {memory:.0f} GiB, Python "
         f"{platform.python_version()}, load {load:.1f} when this was printed"
     )
+
+
+def command() -> str:
+    """That was typed."""
+    return f"python {shlex.join(sys.argv)}"
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that is checked out; `+` where tracked files but results differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "-s", "-uno", "--", ":/", ":/!docs/results")
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
 
 
 def table_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

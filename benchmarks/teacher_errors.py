@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from making import print_table
+from making import command, commit_of, print_table
 from pipeline.config_file import load_config
 from pipeline.datasets.figure_phrases import PHRASES
 from pipeline.samples import read_samples
@@ -86,7 +86,8 @@ def main() -> None:
         scored = score(models, Path(run.prepare.root), samples, 0, 32, what=f"scoring {split}")
         rows += overlap(split, scored, table.classes["action"])
     csv = options.csv or Path("docs/results") / f"{options.dataset}_teachers.csv"
-    write_csv(csv, pa.Table.from_pylist([{**row, **digests} for row in rows]))
+    made_by = {"commit": commit_of(Path(__file__).parent), "command": command()}
+    write_csv(csv, pa.Table.from_pylist([{**row, **digests, **made_by} for row in rows]))
     shown = [name for name in rows[0] if name not in ("split", "actions", "videos")]
     print_table(
         ["split", "actions", "videos", *(name.replace("_", " ") for name in shown)],
