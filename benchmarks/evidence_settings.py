@@ -15,10 +15,10 @@ from stages.variants import NAMES
 FOUR = ("labels", "uniform", "datw", "all")
 EPOCHS = 60  # of figures_hard; the groups that change them are of that set
 LARGER = {"distill.student": "pytorchvideo/x3d_tiny"}  # the second student
-HALF = {"distill.fraction": 0.5, "distill.train.epochs": 2 * EPOCHS}  # so as many steps
+HALF = {"distill.fraction": 0.5, "distill.train.epochs": 2 * EPOCHS}  # so 4,560 steps
 LONGER = {"distill.train.epochs": 2 * EPOCHS}
 FRESH = {"distill.views": EPOCHS, "extract.views.count": EPOCHS}  # a view for each epoch
-SDD8 = {"distill.weights.sdd": 8.0}  # SDD's λ that val prefers to the config's
+SDD8 = {"distill.weights.sdd": 8.0}  # SDD's λ that val prefers to figures_hard's
 
 
 @dataclass(frozen=True)

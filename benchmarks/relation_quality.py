@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cache import open_cache
+from cache import TeacherCache, open_cache
 from evidence_plan import changed
 from evidence_settings import SETTINGS
 from making import print_table
@@ -51,14 +51,28 @@ def line(name: str, pooled: Iterable[Tensor], vit: Sequence[Tensor]) -> list[str
     return [name, *(f"{one:.4f}" for one in (distance, angle, loss)), f"{together.mean():.2f}"]
 
 
-def pooled_of(run: Run, heads: dict[str, int], student: str, batches: Sequence[Tensor]) -> Tensor:
-    """A student's pooled features of batches of clips, (batches, B, D), in training mode."""
+def pooled_of(
+    run: Run, cache: TeacherCache, student: str, batches: Tensor, heads: dict[str, int]
+) -> Tensor:
+    """A student's pooled features of its own clips, (batches, B, D), in training mode.
+
+    Args:
+        run: of the dataset.
+        cache: with the clips of the student's network.
+        student: its folder below evidence/, which begins with its setting.
+        batches: (batches, B) rows of the cache.
+        heads: of the dataset.
+
+    Raises:
+        cache.CacheError: the cache has no clips of this network.
+    """
     name = student.partition("/")[0]
-    run = changed(run, SETTINGS[name]) if name in SETTINGS else run  # it may be another network
+    network = (changed(run, SETTINGS[name]) if name in SETTINGS else run).distill.student
+    clips = read_views(cache, [clip_field(network)], 1)[clip_field(network)]
     weights = run.outputs / "evidence" / student / "last.safetensors"
-    model = load_weights(run.distill.student, heads, weights).train()
+    model = load_weights(network, heads, weights).train()
     with torch.no_grad():
-        return torch.stack([features(model, clips, "fp32").pooled for clips in batches])
+        return torch.stack([features(model, clips[rows], "fp32").pooled for rows in batches])
 
 
 def main() -> None:
@@ -72,8 +86,7 @@ def main() -> None:
     run = load_config(Path("configs") / f"{options.dataset}.yaml")
     cache = open_cache(run.cache_path, blocks=True)
     samples = samples_from_table(cache.samples, cache.place)
-    clips = clip_field(run.distill.student)
-    read = read_views(cache, ["vit/pooled", "vit/logits/action", clips], 1)
+    read = read_views(cache, ["vit/pooled", "vit/logits/action"], 1)
     labels = torch.from_numpy(samples.labels(NO_LABEL)["action"])
     draw = torch.Generator().manual_seed(0)
     size = min(run.distill.train.batch_size, len(labels))
@@ -89,9 +102,7 @@ def main() -> None:
     }
     lines = [line(name, (of[rows] for rows in batches), vit) for name, of in known.items()]
     for student in options.students:
-        pooled = pooled_of(
-            run, dict(samples.heads), student, [read[clips][rows] for rows in batches]
-        )
+        pooled = pooled_of(run, cache, student, batches, dict(samples.heads))
         lines.append(line(f"`{student}`", pooled, vit))
     print(f"{batches.numel()} training views in batches of {size}, beside the ViT's features.\n")
     head = ["features", "distances", "angles", "distances + 2 · angles", "correlation of distances"]

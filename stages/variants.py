@@ -15,7 +15,7 @@ from pipeline.objective import LABELS_ONLY
 REFERENCES = ("labels", "uniform")
 """What the others are compared with, seed by seed."""
 
-DEFAULTS = {"kd": 1.0, "sdd": 0.5, "rkd": 0.03, "dkd": 1.0, "mimic": 1.0}
+DEFAULTS = {"kd": 1.0, "sdd": 8.0, "rkd": 0.03, "dkd": 1.0, "mimic": 1.0}
 """λ of terms that a config has at 0; that of `learned_sdd` is then the one of `sdd`."""
 
 _TERMS: dict[str, tuple[Weighting, tuple[str, ...]]] = {

@@ -19,7 +19,7 @@ import pyarrow.csv
 import pytest
 import torch
 
-from cache import open_cache
+from cache import CacheError, open_cache
 from chain_making import write_config
 from pipeline.config import Run
 from pipeline.config_file import load_config
@@ -302,6 +302,10 @@ def test_relations_are_held_against_the_vits(
     assert re.search(
         r"^\| `it` \| 0\.\d+ \| 0\.\d+ \| 0\.\d+ \| -?[01]\.\d\d \|$", printed, re.M
     ), printed
+    save_weights(student, mini.outputs / "evidence" / "student-all" / "last.safetensors", {})
+    monkeypatch.setattr(sys, "argv", ["x", "student-all", "--dataset", "mini"])
+    with pytest.raises(CacheError, match="clip/pytorchvideo/x3d_tiny"):  # its own clips
+        module("relation_quality").main()
 
 
 def test_tables_come_from_the_rows(
