@@ -85,11 +85,11 @@ def alike(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
     What was trained again on another device is the same setting once more; a row that stands among
     both is one student.
     """
-    students: dict[str, dict[str, tuple[int, float]]] = {}
+    students: dict[str, dict[tuple[int, Any], tuple[int, float]]] = {}
     for row in rows:
         if row["group"] == "main" or row["group"] not in LABELS:
             name = row["setting"].removeprefix(AGAIN)
-            one = f"{row['seed']} {row.get('device')}"
+            one = row["seed"], row.get("device")
             students.setdefault(name, {})[one] = (row["seed"], row["test_top1"])
     return {name: [*ones.values()] for name, ones in students.items()}
 
