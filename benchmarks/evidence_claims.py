@@ -1,9 +1,9 @@
 """What words claim of the method, as differences that rows answer.
 
 Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen, those of λ 8
-after SDD's with it; after all of these the last thirteen, those of plain KD for the larger student
-and half the videos, those of 1 and 2 views beside labels only, and that labels only gain by twice
-the epochs.
+after SDD's with it; after all of these the last fourteen, those of plain KD for the larger student
+and half the videos, those of 1 and 2 views beside labels only, of λ 8 with 4 views beside fresh ones of
+labels only, and that labels only gain by twice the epochs.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ CLAIMS = (
             ("1 cached view", "views-1"),
             ("2 cached views", "views-2"),
             ("4 cached views", "main"),
+            ("λ_sdd 8, 4 cached views", "stronger"),
         )
     ),
     *(
@@ -115,6 +116,11 @@ CLAIMS = (
         "λ_sdd 8, the residual beats the ViT's own features: datw_sdd, aligned − vit",
         f"{AGAIN}weight-sdd8-datw_sdd",
         "stronger-vit-datw_sdd",
+    ),
+    Claim(
+        "λ_sdd 8, a CNN teacher helps beside the ViT's own features: KD of both − of the ViT",
+        "stronger-vit-datw_sdd",
+        "stronger-vit_alone-datw_sdd",
     ),
     *(
         Claim(f"λ_sdd 8, {words}: all − {other}{where}", f"{group}-sdd8-all", f"{group}-{other}")

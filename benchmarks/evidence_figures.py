@@ -30,6 +30,7 @@ AGAINST = {
     "fresh-sdd8-all": "stronger-all",
     "stronger-uniform-datw_sdd": "weight-sdd8-datw_sdd",
     "stronger-vit-datw_sdd": f"{AGAIN}weight-sdd8-datw_sdd",
+    "stronger-vit_alone-datw_sdd": "stronger-vit-datw_sdd",
     "weighting-centred-datw": f"{AGAIN}main-datw",
     "online-all": "fresh-all",
 }

@@ -19,6 +19,7 @@ HALF = {"distill.fraction": 0.5, "distill.train.epochs": 2 * EPOCHS}  # so 4,560
 LONGER = {"distill.train.epochs": 2 * EPOCHS}
 FRESH = {"distill.views": EPOCHS, "extract.views.count": EPOCHS}  # a view for each epoch
 SDD8 = {"distill.weights.sdd": 8.0}  # SDD's λ that val prefers to figures_hard's
+VIT = {"extract.projection.kind": "vit"}  # SDD's target: the ViT's own features
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ _ALL = [
     *_of("stronger", ("datw_sdd",), {**SDD8, "distill.weighting": "uniform"}, label="uniform"),
     *_of("stronger", ("mimic",), {"distill.weights.mimic": 8.0}),
     # and the control: the ViT's own features in place of the residual
-    *_of("stronger", ("datw_sdd",), {**SDD8, "extract.projection.kind": "vit"}, label="vit"),
+    *_of("stronger", ("datw_sdd",), {**SDD8, **VIT}, label="vit"),
+    # and the ViT as the only teacher
+    *_of("stronger", ("datw_sdd",), {**SDD8, **VIT, "distill.weighting": "vit"}, label="vit_alone"),
     Setting("online", "online-all", "all", online=True, cost=3.0),
 ]
 SETTINGS = {setting.name: setting for setting in _ALL}

@@ -106,14 +106,17 @@ def shares_of_labels(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def cost_table(rows: Sequence[Row]) -> str:
-    """What each variant's training takes, of one device's rows."""
-    minutes, shares = by_setting(rows, "minutes"), shares_of_labels(rows)
-    lines = [
-        [f"`{row['variant']}`", f"{estimate(list(minutes[name].values())).mean:.2f}", shares[name]]
-        for name, row in members(rows, "main").items()
-    ]
-    return table_text(["variant", "minutes", "× labels"], lines)
+def cost_table(rows: Sequence[Row], *, accuracy: bool = False) -> str:
+    """What each variant's training takes, of one device's rows; with it what it reaches."""
+    minutes, test = by_setting(rows, "minutes"), by_setting(rows, "test_top1")
+    shares = shares_of_labels(rows)
+    lines = []
+    for name, row in members(rows, "main").items():
+        mean = estimate(list(minutes[name].values())).mean
+        reached = [shown(mean_of(test, name))] if accuracy else []
+        lines.append([f"`{row['variant']}`", f"{mean:.2f}", shares[name], *reached])
+    head = ["variant", "minutes", "× labels", *(["test top-1, %"] if accuracy else [])]
+    return table_text(head, lines)
 
 
 def again_table(rows: Sequence[Row]) -> str:
@@ -253,17 +256,18 @@ def claims_text(test: Figures, val: Figures, fitted: Fit | None) -> str:
 
 def knobs_text(rows: Sequence[Row], fitted: Fit) -> str:
     """What each knob does, beside its default, with the noise of all students."""
-    seeds = by_setting(rows, "test_top1")
+    test = by_setting(rows, "test_top1")
     lines = []
     for name, row, default in knobs(rows, fitted):
         changed = row["changes"].strip("{}") or "8-bit fields"
         found = fitted.difference(name, default)
         levels = [f"{100 * fitted.effect(one):.1f}" for one in (name, default)]
-        difference = shown(found, difference=True)
-        cells = [f"`{changed}`", f"`{row['variant']}`", len(seeds[name]), *levels]
-        lines.append([*cells, difference, verdict(found)])
+        pooled, paired = (shown(one, difference=True) for one in (found, gain(test, name, default)))
+        cells = [f"`{changed}`", f"`{row['variant']}`", len(test[name]), *levels]
+        lines.append([*cells, pooled, verdict(found), paired])
     noise = f"{100 * fitted.noise:.1f} points ({fitted.degrees} degrees of freedom)"
-    head = ["change", "variant", "seeds", "test top-1, %", "default, %", "difference", "interval"]
+    settings = ["change", "variant", "seeds", "test top-1, %", "default, %"]
+    head = [*settings, "difference", "interval", "paired by seed"]
     return (
         f"{len(fitted.settings)} settings, fitted together; noise: {noise}.\n\n"
         f"{table_text(head, lines)}"
@@ -316,7 +320,7 @@ def main() -> None:
     if named["_again"].is_file():
         tables["again"] = again_table(rows)
     if short:
-        tables["cost-of-20-epochs"] = cost_table(short)
+        tables["20-epochs"] = cost_table(short, accuracy=True)
     labels = [str(row.get("device")) for row in rows if row["setting"] == "main-labels"]
     for device in dict.fromkeys(labels):
         of_device = [row for row in rows if str(row.get("device")) == device]

@@ -353,7 +353,7 @@ def test_tables_come_from_the_rows(
     assert f"{of_datw} 8 |" in printed
     # Beside the means of settings and seeds: epochs ±0.25, of 9, 8 and 9, 7; accuracies ∓0.005.
     assert "goes with −2.0 points (correlation -1.00, 4 students of main)" in printed
-    assert "Other than 0 when adjusted for all 74 claims: the student is above the ViT t" in printed
+    assert "Other than 0 when adjusted for all 76 claims: the student is above the ViT t" in printed
     assert "Without rows so far: the method helps: all − labels, the larger student; " in printed
     assert (
         "| the student is above the ViT teacher: all − ViT | 2 | +10.0 ± 0.0 | above 0 | – | –"
@@ -399,6 +399,20 @@ def test_the_documents_have_the_tables_of_the_rows(
     with pytest.raises(ValueError, match=r"README\.md: a table's place has no `<!-- end -->`"):
         module("evidence_tables").main()
     assert "its text" in wrong.read_text()
+
+
+def test_figures_in_the_text_are_those_of_the_tables() -> None:
+    """A mean or a difference with its interval that words tell stands in a table of the rows."""
+    figure = re.compile(r"(\d+\.\d) ± (\d+\.\d)(?!\d)")
+    table = re.compile(r"<!-- table .*?<!-- end -->", re.DOTALL)
+    texts = [(ROOT / name).read_text() for name in ("docs/results.md", "docs/results/README.md")]
+    ablation = re.findall(r"^\|.*", (ROOT / "docs" / "ablation.md").read_text(), re.MULTILINE)
+    tables = [one for text in texts for one in table.findall(text)]
+    known = set(figure.findall("\n".join([*tables, *ablation])))
+    for text in (*texts, (ROOT / "README.md").read_text()):
+        told = figure.findall(" ".join(table.sub("", text).split()))
+        assert len(told) > 2
+        assert not set(told) - known
 
 
 def test_a_row_that_stands_among_the_repeated_is_one_student(
@@ -475,8 +489,8 @@ def test_knobs_are_held_against_their_default(
     module("evidence_tables").main()
     printed = capsys.readouterr().out
     assert "4 settings, fitted together; noise: 4.5 points (2 degrees of freedom)." in printed
-    knob = '`"distill.temperature": 1.0` | `datw` | 2 | 60.0 | 58.0 | +2.0 ± 19.6 | open |'
-    assert knob in printed
+    knob = '`"distill.temperature": 1.0` | `datw` | 2 | 60.0 | 58.0 |'
+    assert f"{knob} +2.0 ± 19.6 | open | +2.0 ± 76.2 |" in printed  # t of one degree: 12.71 · 6
     assert printed.count("| open |") == 2  # the other one is of DATW over uniform
     drawn = (tmp_path / "it-knobs.svg").read_text()
     assert drawn.count("<circle") == 2
