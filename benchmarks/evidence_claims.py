@@ -2,8 +2,8 @@
 
 Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen, those of λ 8
 after SDD's with it; after all of these the last fourteen, those of plain KD for the larger student
-and half the videos, those of 1 and 2 views beside labels only, of λ 8 with 4 views beside fresh ones of
-labels only, and that labels only gain by twice the epochs.
+and half the videos, those of 1 and 2 views beside labels only, of λ 8 with 4 views beside fresh
+ones of labels only, and that labels only gain by twice the epochs.
 """
 
 from __future__ import annotations
