@@ -3,7 +3,8 @@
 Those of `datw_centred` and of a CPU's `datw` were added after DATW's result was seen, those of λ 8
 after SDD's with it; after all of these the last fourteen, those of plain KD for the larger student
 and half the videos, those of 1 and 2 views beside labels only, of λ 8 with 4 views beside fresh
-ones of labels only, and that labels only gain by twice the epochs.
+ones of labels only, and that labels only gain by twice the epochs. Last of all, when their rows
+stood: those of cached views beside teachers online, and two of λ 8 over labels only.
 """
 
 from __future__ import annotations
@@ -90,6 +91,10 @@ CLAIMS = (
     Claim("8 cached views − fresh ones: all", "views-8-all", "fresh-all"),
     Claim("20 cached views − fresh ones: all", "views-20-all", "fresh-all"),
     Claim("fresh views from a cache − teachers online", "fresh-all", "online-all"),
+    *(
+        Claim(f"{views} cached views − teachers online: all", f"{prefix}-all", "online-all")
+        for views, prefix in ((4, "main"), (8, "views-8"), (20, "views-20"))
+    ),
     Claim("SDD adds: datw_sdd − datw of a CPU", "main-datw_sdd", f"{AGAIN}main-datw"),
     Claim("DATW over uniform: datw of a CPU − uniform", f"{AGAIN}main-datw", "main-uniform"),
     Claim("centring mends DATW: both on a CPU", "weighting-centred-datw", f"{AGAIN}main-datw"),
@@ -121,6 +126,13 @@ CLAIMS = (
         "λ_sdd 8, a CNN teacher helps beside the ViT's own features: KD of both − of the ViT",
         "stronger-vit-datw_sdd",
         "stronger-vit_alone-datw_sdd",
+    ),
+    *(
+        Claim(f"λ_sdd 8, {words} − labels", setting, "main-labels")
+        for words, setting in (
+            ("SDD with uniform", "stronger-uniform-datw_sdd"),
+            ("the ViT alone", "stronger-vit_alone-datw_sdd"),
+        )
     ),
     *(
         Claim(f"λ_sdd 8, {words}: all − {other}{where}", f"{group}-sdd8-all", f"{group}-{other}")
