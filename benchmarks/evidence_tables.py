@@ -72,10 +72,9 @@ def variants_table(rows: Sequence[Row], timed: Sequence[Row]) -> str:
         for name, row in members(rows, "main").items()
         if row["variant"] in PARTS
     }
+    chosen |= {name: words for name, words in WITH_8.items() if name in test}
     lines = []
-    for setting, shown_as in {**chosen, **WITH_8}.items():
-        if setting not in test:
-            continue
+    for setting, shown_as in chosen.items():
         over = (
             None if setting == reference else gain(test, setting, reference)
             for reference in ("main-labels", "main-uniform")
@@ -311,8 +310,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", default="figures_hard")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    parser.add_argument("--dataset", default="figures_hard", help="whose rows: DATASET.csv")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/results"), help="the folder that has them"
+    )
     options = parser.parse_args()
     named = {
         name: options.results / f"{options.dataset}{name}.csv"
